@@ -1,0 +1,458 @@
+"""Sentence, token and word vectors (MAGNET, sections 3.2.2 and 4.1)."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .checkpoint import CheckpointMixin
+from .masking import CONTEXT, attention_arguments
+
+TOKENIZE_AT_ONCE = 4096
+
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+
+
+class EncodingMixin(CheckpointMixin):
+    """`encode`, `encode_tokens` and `encode_words` for a causal language model with a span map."""
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        truncation: bool = False,
+    ) -> Any:
+        """Encode sentences: one vector each, with fully bidirectional attention.
+
+        A sentence becomes `start token + prompt + sentence + end token`, every token is context, and
+        the vector is the last layer's output at the end token (MAGNET, section 3.2.2). The argument
+        names are those of `sentence_transformers.SentenceTransformer.encode`.
+
+        Args:
+            sentences: a text, or a sequence of texts.
+            prompt_name: the named prompt to put before each sentence. Default: the checkpoint's
+                `default_prompt_name`.
+            prompt: the text of the prompt itself instead; `""` for none.
+            batch_size: sentences in a forward pass. Batches are made of similar lengths.
+            show_progress_bar: None shows it where transformers' log level is `info` or below.
+            output_value: `"sentence_embedding"`, or `"token_embeddings"` for what `encode_tokens`
+                returns (of the sentences without a prompt).
+            precision: `"float32"`, or `"int8"`, `"uint8"`, `"binary"`, `"ubinary"` as in
+                sentence-transformers, which must then be installed.
+            convert_to_numpy: return an array. False, with `convert_to_tensor` False: a list of
+                tensors.
+            convert_to_tensor: return one tensor, on the model's device (several devices: the
+                first).
+            device: where to encode. None: where the model is. A list of devices: copies of the
+                model on each share the work, in threads of this process.
+            normalize_embeddings: scale the vectors to length 1 (after `truncate_dim`).
+            truncate_dim: keep this many leading dimensions.
+            truncation: cut texts that are longer than the checkpoint's `max_length`, with a warning.
+                False: they raise.
+
+        Returns:
+            (hidden,) for one text, (texts, hidden) in the order given for a sequence; float32.
+
+        Raises:
+            TypeError: `sentences` holds something that is no string.
+            ValueError: a text is too long, a prompt name is unknown, a choice is none of those
+                above, or the model returned NaN or infinity.
+
+        Example:
+            >>> vectors = model.encode(["A cat sleeps.", "A dog runs."])
+            >>> vectors.shape
+            (2, 576)
+        """
+        if output_value == "token_embeddings":
+            return self.encode_tokens(
+                sentences, batch_size=batch_size, show_progress_bar=show_progress_bar,
+                convert_to_numpy=convert_to_numpy and not convert_to_tensor, device=device,
+                truncation=truncation,
+            )  # fmt: skip
+        if output_value != "sentence_embedding":
+            raise ValueError(
+                f"output_value is {output_value!r}: give 'sentence_embedding' or 'token_embeddings'"
+            )
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}: give one of {', '.join(PRECISIONS)}")
+        hidden_size = self.config.hidden_size
+        if truncate_dim is not None and not 1 <= truncate_dim <= hidden_size:
+            raise ValueError(f"truncate_dim is {truncate_dim}: give 1 to {hidden_size}")
+        texts, single = _as_list(sentences)
+        prompt_text = self.magnet_settings.prompt_text(prompt_name, prompt)
+        token_ids = self._tokenize(
+            [prompt_text + text for text in texts], truncation, extra_tokens=2
+        )
+
+        def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
+            inputs = _pad([token_ids[i] for i in batch], model.device)
+            return list(model.pool(**inputs).float().cpu())
+
+        rows = self._map_batches(
+            vectors_of, [len(ids) for ids in token_ids], batch_size, show_progress_bar, device
+        )
+        vectors = torch.stack(rows) if rows else torch.empty(0, hidden_size)  # (texts, hidden)
+        vectors = vectors[:, :truncate_dim]
+        if normalize_embeddings:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        if not torch.isfinite(vectors).all():
+            raise ValueError(
+                f"the model returned NaN or infinity in {self.dtype}: load it with "
+                "dtype=torch.float32 or torch.bfloat16"
+            )
+        if precision != "float32":
+            vectors = _quantize(vectors, precision)
+        if single:
+            vectors = vectors[0]
+        if convert_to_tensor:
+            first: Any = device[0] if isinstance(device, (list, tuple)) else device
+            return vectors.to(self.device if first is None else first)
+        if convert_to_numpy:
+            return vectors.numpy()
+        return vectors if single else list(vectors)
+
+    def encode_tokens(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
+        truncation: bool = False,
+    ) -> Any:
+        """Encode sentences: a vector a token, with fully bidirectional attention.
+
+        The vector of token i is the output at i - 1, the position that was trained to predict it
+        (MAGNET, section 4.1); the start token stands before the first. No prompt is added.
+
+        Args:
+            sentences: a text, or a sequence of texts.
+            batch_size: sentences in a forward pass.
+            show_progress_bar: as in `encode`.
+            convert_to_numpy: return arrays; False: tensors on the CPU.
+            device: as in `encode`.
+            truncation: as in `encode`.
+
+        Returns:
+            (tokens, hidden) for one text; for a sequence a list of them in the order given. The
+            tokens are those of `model.tokenizer(text, add_special_tokens=False)`.
+
+        Raises:
+            TypeError, ValueError: as in `encode`; and the checkpoint has no start token.
+
+        Example:
+            >>> model.encode_tokens("A cat sleeps.").shape
+            (4, 576)
+        """
+        texts, single = _as_list(sentences)
+        token_ids = self._tokenize(texts, truncation, extra_tokens=1)
+        rows = self._token_vectors(token_ids, batch_size, show_progress_bar, device)
+        vectors = [row.numpy() for row in rows] if convert_to_numpy else rows
+        return vectors[0] if single else vectors
+
+    def encode_words(
+        self,
+        sentences: str | Sequence[str] | Sequence[Sequence[str]],
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
+    ) -> Any:
+        """Encode sentences: a vector a word, the mean over the word's token vectors.
+
+        Args:
+            sentences: a text, or a sequence of texts, which are split at white space; or a sequence
+                of sequences of words (one sentence in words: `[["A", "cat"]]`).
+            batch_size: sentences in a forward pass.
+            show_progress_bar: as in `encode`.
+            convert_to_numpy: return arrays; False: tensors on the CPU.
+            device: as in `encode`.
+
+        Returns:
+            (words, hidden) for one text; for a sequence a list of them in the order given.
+
+        Raises:
+            TypeError: something is neither a string nor a sequence of strings.
+            ValueError: a word is empty or all white space, or as in `encode_tokens`.
+
+        Example:
+            >>> model.encode_words("A cat sleeps.").shape
+            (3, 576)
+        """
+        single = isinstance(sentences, str)
+        split = [_as_words(s, i) for i, s in enumerate([sentences] if single else sentences)]
+        texts = [" ".join(words) for words in split]
+        token_ids, offsets = self._tokenize(
+            texts, truncation=False, extra_tokens=1, return_offsets=True
+        )
+        rows = self._token_vectors(token_ids, batch_size, show_progress_bar, device)
+        vectors = []
+        for words, spans, tokens in zip(split, offsets, rows, strict=True):
+            weights = _word_weights(words, spans)  # (words, tokens)
+            vectors.append(weights @ tokens if words else tokens)
+        if convert_to_numpy:
+            vectors = [row.numpy() for row in vectors]
+        return vectors[0] if single else vectors
+
+    def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Vectors of sentences that are tokenized already, prompt included.
+
+        Puts the start token before and the end token behind each row, and returns the last layer's
+        output at the end token. This is the method that sentence-transformers calls on a saved
+        folder; gradients flow through it in training.
+
+        Args:
+            input_ids: (batch, length) without start and end token; padded on either side.
+            attention_mask: (batch, length) 1 for tokens, 0 for padding.
+
+        Returns:
+            (batch, hidden) in the model's dtype.
+        """
+        settings = self.magnet_settings
+        lengths = attention_mask.sum(dim=1)  # (batch,)
+        longest = int(lengths.max())
+        columns = torch.arange(longest, device=input_ids.device)
+        if longest:
+            first = attention_mask.int().argmax(
+                dim=1
+            )  # (batch,) the column of the first real token
+            source = (first[:, None] + columns).clamp(max=input_ids.shape[1] - 1)
+            input_ids = input_ids.gather(1, source)  # (batch, longest) padded on the right
+        tokens = input_ids[:, :longest].masked_fill(
+            columns >= lengths[:, None], settings.end_token_id
+        )
+        parts = [tokens, tokens.new_full((len(tokens), 1), settings.end_token_id)]
+        if settings.start_token_id is not None:
+            parts.insert(0, tokens.new_full((len(tokens), 1), settings.start_token_id))
+        padded = torch.cat(parts, dim=1)  # (batch, longest + 1 or 2)
+        last = lengths + len(parts) - 2  # (batch,) the column of the end token
+        mask = torch.arange(padded.shape[1], device=padded.device) <= last[:, None]
+        hidden = self._span_states(
+            padded, torch.full_like(padded, CONTEXT), mask
+        )  # (batch, length, hidden)
+        return hidden[torch.arange(len(padded), device=hidden.device), last.to(hidden.device)]
+
+    def _span_states(
+        self,
+        input_ids: torch.Tensor,
+        span_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Last hidden states (batch, length, hidden) under a span map, without the output head."""
+        arguments = attention_arguments(
+            self.config,
+            span_ids,
+            query_length=input_ids.shape[1],
+            dtype=self.dtype,
+            attention_mask=attention_mask,
+        )
+        return self.base_model(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
+
+    def _token_vectors(self, token_ids, batch_size, show_progress_bar, device):
+        start = self.magnet_settings.start_token_id
+        if start is None:
+            raise ValueError(
+                "the checkpoint has no start token, so the first token has no vector: set "
+                "start_token_id in config.magnet"
+            )
+
+        def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
+            inputs = _pad([[start, *token_ids[i]] for i in batch], model.device)
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            hidden = model._span_states(ids, torch.full_like(ids, CONTEXT), mask)
+            return [hidden[row, : len(token_ids[i])].float().cpu() for row, i in enumerate(batch)]
+
+        lengths = [len(ids) for ids in token_ids]
+        rows = self._map_batches(vectors_of, lengths, batch_size, show_progress_bar, device)
+        if not all(torch.isfinite(row).all() for row in rows):
+            raise ValueError(
+                f"the model returned NaN or infinity in {self.dtype}: load it with "
+                "dtype=torch.float32 or torch.bfloat16"
+            )
+        return rows
+
+    def _tokenize(self, texts, truncation: bool, extra_tokens: int, return_offsets: bool = False):
+        """Token ids of texts without special tokens; too long ones raise or are cut aloud."""
+        limit = self.magnet_settings.max_length - extra_tokens
+        token_ids: list[list[int]] = []
+        offsets: list[list[tuple[int, int]]] = []
+        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
+            encoded = self.tokenizer(
+                texts[start : start + TOKENIZE_AT_ONCE],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_offsets_mapping=return_offsets,
+                verbose=False,
+            )
+            token_ids += encoded["input_ids"]
+            offsets += encoded["offset_mapping"] if return_offsets else []
+        too_long = [i for i, ids in enumerate(token_ids) if len(ids) > limit]
+        if too_long and not truncation:
+            i = too_long[0]
+            raise ValueError(
+                f"text {i} has {len(token_ids[i])} tokens with its prompt, the limit is {limit} "
+                f"({len(too_long)} of {len(texts)} texts are over it): shorten them, or pass "
+                "truncation=True to cut them"
+            )
+        if too_long:
+            warnings.warn(
+                f"{len(too_long)} of {len(texts)} texts were cut to {limit} tokens", stacklevel=3
+            )
+            for i in too_long:
+                token_ids[i] = token_ids[i][:limit]
+        return (token_ids, offsets) if return_offsets else token_ids
+
+    def _map_batches(
+        self,
+        vectors_of: Callable[[Any, list[int]], list[torch.Tensor]],
+        lengths: list[int],
+        batch_size: int,
+        show_progress_bar: bool | None,
+        device,
+    ) -> list[torch.Tensor]:
+        """Run `vectors_of(model, indices)` over batches of similar length, on one device or many."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: give 1 or more")
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # a memory error comes first
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        if show_progress_bar is None:
+            show_progress_bar = logging.get_verbosity() <= logging.INFO
+        bar = tqdm(total=len(lengths), desc="Encoding", unit="text", disable=not show_progress_bar)
+        results: list[Any] = [None] * len(lengths)
+
+        def work(model, own_batches):
+            with torch.no_grad():
+                for batch in own_batches:
+                    for i, vector in zip(batch, vectors_of(model, batch), strict=True):
+                        results[i] = vector
+                    bar.update(len(batch))
+
+        with bar, _evaluating(self):
+            if isinstance(device, (list, tuple)):
+                replicas = self._replicas(device, needed=len(batches))
+                with ThreadPoolExecutor(len(replicas)) as pool:
+                    shares = [batches[i :: len(replicas)] for i in range(len(replicas))]
+                    list(pool.map(work, replicas, shares))  # list() raises what a thread raised
+            else:
+                with _on_device(self, device):
+                    work(self, batches)
+        return results
+
+    def _replicas(self, devices: Sequence, needed: int) -> list:
+        if not devices:
+            raise ValueError("device is an empty list: name at least one device")
+        devices = devices[: max(1, needed)]
+        mine = torch.device(self.device)
+        replicas = []
+        for name in devices:
+            same = _resolved(name) == mine and self not in replicas
+            replicas.append(self if same else copy.deepcopy(self).to(name))
+        return replicas
+
+
+def _as_list(sentences) -> tuple[list[str], bool]:
+    if isinstance(sentences, str):
+        return [sentences], True
+    if isinstance(sentences, (bytes, dict)) or not hasattr(sentences, "__iter__"):
+        raise TypeError(f"got {type(sentences).__name__}: give a string or a sequence of strings")
+    texts = list(sentences)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"entry {i} is {type(text).__name__} ({text!r}): give strings")
+    return [str(text) for text in texts], False
+
+
+def _as_words(sentence, index: int) -> list[str]:
+    if isinstance(sentence, str):
+        return sentence.split()
+    words, _ = _as_list(sentence)
+    for word in words:
+        if not word.strip():
+            raise ValueError(f"sentence {index} holds the empty word {word!r}: leave it out")
+    return words
+
+
+def _word_weights(words: list[str], token_spans: list[tuple[int, int]]) -> torch.Tensor:
+    """(words, tokens): 1/n where the token is one of the word's n tokens.
+
+    Words are joined by one space. A token that only covers the space between two words (byte-level
+    vocabularies have some) belongs to the word that it introduces.
+    """
+    begins = np.cumsum([0] + [len(word) + 1 for word in words])[: len(words)]
+    ends = begins + [len(word) for word in words]
+    weights = torch.zeros(len(words), len(token_spans))
+    for token, (begin, end) in enumerate(token_spans):
+        covered = np.flatnonzero((begins < end) & (ends > begin))
+        if len(covered) == 0:
+            covered = np.flatnonzero(begins >= end)[:1]
+        weights[covered, token] = 1
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _pad(token_ids: list[list[int]], device) -> dict[str, torch.Tensor]:
+    """Right-pad rows with zeros, which the attention mask hides."""
+    longest = max(len(ids) for ids in token_ids)
+    rows = [ids + [0] * (longest - len(ids)) for ids in token_ids]
+    mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in token_ids]
+    shape = (len(rows), longest)
+    return {
+        "input_ids": torch.tensor(rows, dtype=torch.long, device=device).reshape(shape),
+        "attention_mask": torch.tensor(mask, dtype=torch.long, device=device).reshape(shape),
+    }
+
+
+def _quantize(vectors: torch.Tensor, precision: Any) -> torch.Tensor:
+    try:
+        from sentence_transformers.util import quantize_embeddings
+    except ImportError as error:
+        raise ImportError(
+            f"precision={precision!r} needs sentence-transformers: pip install sentence-transformers"
+        ) from error
+    return torch.from_numpy(quantize_embeddings(vectors.numpy(), precision=precision))
+
+
+def _resolved(device) -> torch.device:
+    """`cuda` is `cuda:<current>`: only an index makes two devices comparable."""
+    return torch.empty(0, device=device).device
+
+
+@contextlib.contextmanager
+def _evaluating(model) -> Iterator[None]:
+    """Dropout off; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _on_device(model, device) -> Iterator[None]:
+    before = model.device
+    if device is None or _resolved(device) == before:
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)

@@ -1,0 +1,392 @@
+"""Writing the missing middle from both sides (MAGNET, sections 3.2.3 and 4.3).
+
+Every context key and value is independent of the span, so infilling is one bidirectional prefill and
+then ordinary cached decoding by `generate`. The cache holds [suffix, prefix]: position ids put the
+prefix at 0, leave a gap for the span and put the suffix behind it, and the prefix's last token is the
+last column, whose output predicts the span's first token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from .encoding import EncodingMixin, _evaluating
+from .masking import CONTEXT
+
+CANDIDATE_LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64)
+"""Gaps tried where no length is given."""
+
+SEAM_LENGTH = 16
+"""Suffix tokens that the ranking of candidates reads on into."""
+
+DECODED_BEFORE = 4
+"""Tokens before a span that are decoded with it: some vocabularies drop a text's first space."""
+
+SET_BY_INFILL = (
+    "inputs",
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "span_ids",
+)
+
+
+class InfillingMixin(EncodingMixin):
+    """`infill` and `infill_blanks` for a causal language model with a span map."""
+
+    def infill(
+        self,
+        prefix: str | Sequence[str],
+        suffix: str | Sequence[str],
+        span_length: int | Sequence[int] | None = None,
+        max_new_tokens: int | None = None,
+        streamer: BaseStreamer | None = None,
+        **generate_arguments,
+    ):
+        """Write the missing middle between a prefix and a suffix.
+
+        Args:
+            prefix: the text before the gap, or a sequence of them. May be empty. Spaces at its end
+                are left to the span, since a language model writes a space with the word behind it.
+            suffix: the text behind the gap, as many as prefixes. May be empty. Starts with its own
+                space where there is one.
+            span_length: how many token positions the gap has, for all or one each; the span is up to
+                as long and ends earlier only at an end token (the paper's setting). None: gaps of
+                several lengths are decoded together, and the span is taken that the model, read
+                left to right, finds most likely together with the first words of the suffix.
+            max_new_tokens: the most that may be written. Default: `span_length`, or 64.
+            streamer: gets the span's tokens as they come (not the prompt). Needs `span_length`.
+            generate_arguments: everything else that `generate` takes.
+
+        Returns:
+            The span's text; for a sequence of prefixes a list of them. With
+            `num_return_sequences=n` each is a list of n. With `return_dict_in_generate=True` what
+            `generate` returns, its `sequences` cut to the span, with the texts as `texts`.
+
+        Raises:
+            TypeError: a text is no string, or an argument is one that `infill` sets itself.
+            ValueError: numbers of prefixes, suffixes and lengths differ, a length is below 1,
+                context and gap exceed the checkpoint's `max_length`, the prefix is empty and the
+                checkpoint has no start token, or an argument cannot work with a span map.
+
+        Example:
+            >>> model.infill("The capital of France is", " and it lies on the Seine.", span_length=1)
+            ' Paris'
+        """
+        single = isinstance(prefix, str) and isinstance(suffix, str)
+        prefixes = [prefix] if isinstance(prefix, str) else list(prefix)
+        suffixes = [suffix] if isinstance(suffix, str) else list(suffix)
+        if len(prefixes) != len(suffixes):
+            raise ValueError(f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes")
+        lengths = _each(span_length, len(prefixes), "pairs of prefix and suffix")
+        results = self._infill(
+            [[p, s] for p, s in zip(prefixes, suffixes, strict=True)],
+            [[length] for length in lengths],
+            max_new_tokens,
+            streamer,
+            generate_arguments,
+        )
+        if not isinstance(results, list):
+            return results
+        results = [blanks[0] for blanks in results]
+        return results[0] if single else results
+
+    def infill_blanks(
+        self,
+        parts: Sequence[str] | Sequence[Sequence[str]],
+        span_length: int | Sequence[int] | None = None,
+        max_new_tokens: int | None = None,
+        **generate_arguments,
+    ):
+        """Write every missing span of a text that has several.
+
+        Each span sees all the context and only itself, so the blanks are decoded together, as rows
+        of one batch.
+
+        Args:
+            parts: the text around the blanks, in order: n + 1 strings for n blanks. The first and
+                the last may be empty. A sequence of such sequences for several texts.
+            span_length: token positions of each blank: one for all, or one a blank (one text only).
+                None: as in `infill`; while one blank's length is tried, the others have the middle
+                one of the lengths tried.
+            max_new_tokens, generate_arguments: as in `infill`.
+
+        Returns:
+            The spans' texts, in order, as a list; for several texts a list of such lists. Each is a
+            list of n with `num_return_sequences=n`.
+
+        Raises:
+            TypeError, ValueError: as in `infill`; or two blanks have no text between them.
+
+        Example:
+            >>> model.infill_blanks(["The", " sat on the", "."], span_length=1)
+            [' cat', ' mat']
+        """
+        texts = [parts] if all(isinstance(part, str) for part in parts) else list(parts)
+        single = len(parts) > 0 and isinstance(parts[0], str)
+        for text in texts:
+            if isinstance(text, str) or len(text) < 2:
+                raise ValueError(f"parts is {text!r}: n blanks need n + 1 strings around them")
+        if single:
+            lengths = [_each(span_length, len(texts[0]) - 1, "blanks")]
+        elif span_length is None or isinstance(span_length, int):
+            lengths = [_each(span_length, len(text) - 1, "blanks") for text in texts]
+        else:
+            raise ValueError("span_length is a sequence: for several texts give one number or None")
+        results = self._infill(texts, lengths, max_new_tokens, None, generate_arguments)
+        if not isinstance(results, list):
+            return results
+        return results[0] if single else results
+
+    def _infill(self, texts, lengths, max_new_tokens, streamer, arguments):
+        """The spans of texts given as parts: result[text][blank] is a text, or a list of n."""
+        arguments = dict(arguments)
+        self._check_generate_arguments(arguments)
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
+        if not texts:
+            return []
+        rows = self._rows(texts, lengths, max_new_tokens)
+        gaps = sorted({row.gap for row in rows})
+        ranked = lengths[0][0] is None
+        whole_output = self._generation_value("return_dict_in_generate", arguments)
+        if ranked and (streamer is not None or whole_output):
+            raise ValueError(
+                "streamer and return_dict_in_generate show one decoding: give span_length"
+            )
+        if whole_output and len(gaps) > 1:
+            raise ValueError(f"return_dict_in_generate needs one span_length for all, got {gaps}")
+        if streamer is not None:
+            arguments["streamer"] = _SpanStreamer(streamer)
+        with _evaluating(self), torch.no_grad():
+            if self._generation_value("num_beams", arguments) in (None, 1):
+                output = self._decode(rows, max_new_tokens, arguments)
+            else:  # a beam's score ends where its gap ends, so gaps cannot share a decoding
+                for gap in gaps:
+                    group = [row for row in rows if row.gap == gap]
+                    output = self._decode(group, max_new_tokens, arguments)
+            if ranked:
+                rows = self._best(rows)
+        returned = self._generation_value("num_return_sequences", arguments) or 1
+        results: list[list[Any]] = [[None] * (len(text) - 1) for text in texts]
+        for row in rows:
+            written = [self._span_text(row, span) for span in row.spans[:returned]]
+            results[row.text][row.blank] = written if returned > 1 else written[0]
+        if whole_output:
+            output.texts = results
+            return output
+        return results
+
+    def _rows(self, texts, lengths, max_new_tokens) -> list["_Row"]:
+        settings = self.magnet_settings
+        start = [] if settings.start_token_id is None else [settings.start_token_id]
+        limit = max_new_tokens or max(CANDIDATE_LENGTHS)
+        candidates = [n for n in CANDIDATE_LENGTHS if n < limit] + [limit]
+        usual = candidates[len(candidates) // 2]
+        rows = []
+        for t, (parts, wanted) in enumerate(zip(texts, lengths, strict=True)):
+            for part in parts:
+                if not isinstance(part, str):
+                    raise TypeError(
+                        f"text {t} holds {type(part).__name__} ({part!r}): give strings"
+                    )
+            before = [part.rstrip(" ") for part in parts[:-1]]
+            token_ids = [
+                self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+                for part in [*before, parts[-1]]
+            ]
+            token_ids[0] = start + token_ids[0]
+            for b, ids in enumerate(token_ids[:-1]):
+                if not ids and b == 0:
+                    raise ValueError(
+                        f"text {t} begins with the gap and the checkpoint has no start token: set "
+                        "start_token_id in config.magnet, or give a prefix"
+                    )
+                if not ids:
+                    raise ValueError(
+                        f"text {t} has no text between blanks {b - 1} and {b}: join them"
+                    )
+            for b, length in enumerate(wanted):
+                for gap in candidates if length is None else [length]:
+                    gaps = [usual if n is None else n for n in wanted]
+                    gaps[b] = gap
+                    positions = sum(map(len, token_ids)) + sum(gaps)
+                    if positions > settings.max_length:
+                        raise ValueError(
+                            f"text {t} has {positions} positions ({sum(gaps)} of them gap), the "
+                            f"limit is {settings.max_length}: shorten the context or the gap"
+                        )
+                    space = len(parts[b]) > len(before[b])
+                    rows.append(_Row(t, b, gap, gaps, token_ids, follows_space=space))
+        return rows
+
+    def _decode(self, rows: list["_Row"], max_new_tokens: int | None, arguments: dict):
+        """Decode all rows in one call of `generate`; fills `row.spans`."""
+        layouts = [row.layout() for row in rows]
+        length = max(len(ids) for ids, _ in layouts)
+        device = self.device
+
+        def left_padded(values: list[list[int]]) -> torch.Tensor:
+            rows = [[0] * (length - len(row)) + row for row in values]
+            return torch.tensor(rows, device=device)  # (rows, length)
+
+        longest = max(row.gap for row in rows)
+        output: Any = self.generate(
+            input_ids=left_padded([ids for ids, _ in layouts]),
+            position_ids=left_padded([positions for _, positions in layouts]),
+            attention_mask=left_padded([[1] * len(ids) for ids, _ in layouts]),
+            span_ids=torch.full((len(rows), length), CONTEXT, device=device),
+            max_new_tokens=min(longest, max_new_tokens or longest),
+            **arguments,
+        )
+        whole = not isinstance(output, torch.Tensor)
+        written = (output.sequences if whole else output)[:, length:]
+        if whole:
+            output.sequences = written
+        returned = len(written) // len(rows)
+        ends = self._generation_value("eos_token_id", arguments)
+        ends = set(ends if isinstance(ends, (list, tuple)) else [ends])
+        for row, spans in zip(rows, written.split(returned), strict=True):
+            for span in spans[:, : row.gap].tolist():
+                end = next((i for i, token in enumerate(span) if token in ends), len(span))
+                row.spans.append(span[:end])
+        return output
+
+    def _best(self, rows: list["_Row"]) -> list["_Row"]:
+        """One row for each blank, its spans the candidates of all gaps, the likeliest first.
+
+        A candidate's score is the mean log-probability of its tokens and of the suffix's first
+        tokens, read left to right after the prefix by the same model.
+        """
+        texts, firsts = [], []
+        owners = [(row, span) for row in rows for span in row.spans]
+        for row, span in owners:
+            before = row.parts[row.blank]
+            texts.append(before + span + row.parts[row.blank + 1][:SEAM_LENGTH])
+            firsts.append(len(before))
+        scores = self._mean_log_probability(texts, firsts)
+        best: dict[tuple[int, int], list[tuple[float, _Row, list[int]]]] = {}
+        for score, (row, span) in zip(scores, owners, strict=True):
+            best.setdefault((row.text, row.blank), []).append((score, row, span))
+        chosen = []
+        for candidates in best.values():
+            candidates.sort(key=lambda candidate: -candidate[0])
+            row = candidates[0][1]
+            row.spans = [span for _, _, span in candidates]
+            chosen.append(row)
+        return chosen
+
+    def _mean_log_probability(self, texts: list[list[int]], firsts: list[int]) -> list[float]:
+        """Of each text's tokens from `firsts` on, under plain causal attention."""
+        device = self.device
+        longest = max(map(len, texts))
+        rows = [text + [0] * (longest - len(text)) for text in texts]
+        mask = [[1] * len(text) + [0] * (longest - len(text)) for text in texts]
+        hidden = self.base_model(
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            use_cache=False,
+        ).last_hidden_state  # (texts, longest, hidden)
+        scores = []
+        for text, first, states in zip(texts, firsts, hidden, strict=True):
+            logits = self.get_output_embeddings()(states[first - 1 : len(text) - 1]).float()
+            targets = torch.tensor(text[first:], device=logits.device)
+            loss = torch.nn.functional.cross_entropy(logits, targets) if len(targets) else torch.inf
+            scores.append(-float(loss))
+        return scores
+
+    def _span_text(self, row: "_Row", span: list[int]) -> str:
+        """Decode a span behind its prefix, so that a leading space is neither lost nor doubled."""
+        before = row.parts[row.blank][-DECODED_BEFORE:]
+        context, text = (
+            str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            for ids in (before, before + span)
+        )
+        text = text.removeprefix(context)
+        return text.lstrip(" ") if row.follows_space else text
+
+    def _generation_value(self, name: str, arguments: dict):
+        """The value that `generate` will use of an option."""
+        if arguments.get(name) is not None:
+            return arguments[name]
+        config = arguments.get("generation_config") or self.generation_config
+        value = getattr(config, name, None)
+        return getattr(self.generation_config, name, None) if value is None else value
+
+    def _check_generate_arguments(self, arguments: dict) -> None:
+        for name in SET_BY_INFILL:
+            if name in arguments:
+                raise TypeError(f"{name} is set by infill itself: leave it out")
+        for name in ("max_length", "min_length"):
+            if arguments.get(name) is not None:
+                raise ValueError(
+                    f"{name} counts the context too: give span_length, max_new_tokens or min_new_tokens"
+                )
+        if self._generation_value("prefill_chunk_size", arguments):
+            raise ValueError(
+                "prefill_chunk_size reads the prompt in chunks, but infilling needs every context "
+                "token to see all others: leave it out"
+            )
+        if self._generation_value("pad_token_id", arguments) is None:
+            arguments["pad_token_id"] = self.magnet_settings.end_token_id
+
+
+@dataclass
+class _Row:
+    """One blank of one text with one gap length: a row of the batch that is decoded."""
+
+    text: int
+    blank: int
+    gap: int
+    gaps: list[int]  # of all the text's blanks
+    parts: list[list[int]]  # token ids around the blanks, in order
+    follows_space: bool  # the part before ended in a space, which the span then writes
+    spans: list[list[int]] = field(default_factory=list)
+
+    def layout(self) -> tuple[list[int], list[int]]:
+        """Token ids and positions in cache order: what is behind the blank, then what is before."""
+        positions, start = [], 0
+        for part, gap in zip(self.parts, [*self.gaps, 0], strict=True):
+            positions.append(list(range(start, start + len(part))))
+            start += len(part) + gap
+        order = [*range(self.blank + 1, len(self.parts)), *range(self.blank + 1)]
+        return (
+            [token for part in order for token in self.parts[part]],
+            [position for part in order for position in positions[part]],
+        )
+
+
+class _SpanStreamer(BaseStreamer):
+    """Hands a streamer the written tokens; in place of the prompt it gets an empty one.
+
+    `generate` puts the prompt into a streamer first, and streamers with `skip_prompt` count on it.
+    """
+
+    def __init__(self, streamer: BaseStreamer):
+        self.streamer = streamer
+        self.prompt_is_next = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompt_is_next:
+            self.prompt_is_next = False
+            value = value[:, :0]
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def _each(span_length, count: int, what: str) -> list[int | None]:
+    lengths = list(span_length) if isinstance(span_length, Sequence) else [span_length] * count
+    if len(lengths) != count:
+        raise ValueError(f"span_length has {len(lengths)} entries, there are {count} {what}")
+    for length in lengths:
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise ValueError(f"span_length is {length!r}: give whole numbers from 1 on, or None")
+    if None in lengths and any(length is not None for length in lengths):
+        raise ValueError(f"span_length is {lengths}: give all lengths or none")
+    return lengths

@@ -1,0 +1,183 @@
+"""The span map and the hybrid attention mask made from it (MAGNET, section 3.1)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import Cache, PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+CONTEXT = 0
+"""The value of a context token in a span map; every larger value numbers a span."""
+
+MASK_BACKENDS = ("eager", "sdpa", "flex_attention")
+"""Attention backends of transformers that honour a custom mask; the flash kernels drop it."""
+
+
+def hybrid_mask_function(
+    span_ids: torch.Tensor, padding_mask: torch.Tensor | None = None
+) -> Callable[..., torch.Tensor]:
+    """Make the predicate "may query q see key k" of a batch of span maps.
+
+    A context token sees all context; a span token sees all context and the earlier tokens of its own
+    span. With one span `s` in the middle of context `c` (rows are queries, columns are keys):
+
+             c c s s c
+        c    ■ ■ ⬚ ⬚ ■
+        c    ■ ■ ⬚ ⬚ ■
+        s    ■ ■ ■ ⬚ ■
+        s    ■ ■ ■ ■ ■
+        c    ■ ■ ⬚ ⬚ ■
+
+    All zeros is bidirectional attention, all ones is causal attention. A padding key is seen by
+    nobody but itself: without that exception a padding query could have no key at all, which some
+    CUDA kernels answer with NaN.
+
+    Args:
+        span_ids: (batch, columns) the span map: 0 is context, k >= 1 the k-th span.
+        padding_mask: (batch, columns) True where a column holds a real token. None: everywhere.
+
+    Returns:
+        `f(batch, head, q, k)` in the form that transformers' `masking_utils` takes. `q` and `k` are
+        absolute columns, cached ones included.
+    """
+
+    def predicate(batch, head, q, k):
+        span_of_key = span_ids[batch, k]
+        allowed = (span_of_key == CONTEXT) | ((span_ids[batch, q] == span_of_key) & (k <= q))
+        if padding_mask is not None:
+            allowed = (allowed & padding_mask[batch, k]) | (q == k)
+        return allowed
+
+    return predicate
+
+
+def check_span_ids(span_ids: torch.Tensor, batch_size: int, length: int) -> None:
+    """Raise unless `span_ids` is a valid span map for `length` columns.
+
+    Args:
+        span_ids: the map to check.
+        batch_size: the rows it must have.
+        length: the columns it must have, cached ones included.
+
+    Raises:
+        TypeError: it is no integer tensor.
+        ValueError: its shape differs, an entry is negative, or a span is in two pieces.
+    """
+    if not isinstance(span_ids, torch.Tensor) or span_ids.is_floating_point():
+        got = span_ids.dtype if isinstance(span_ids, torch.Tensor) else type(span_ids).__name__
+        raise TypeError(f"span_ids is {got}: give an integer tensor, 0 for context, k for span k")
+    if span_ids.dtype == torch.bool:
+        raise TypeError(
+            "span_ids is torch.bool: give an integer tensor, 0 for context, k for span k"
+        )
+    if span_ids.shape != (batch_size, length):
+        raise ValueError(
+            f"span_ids has shape {tuple(span_ids.shape)}, the tokens (cached ones included) have "
+            f"({batch_size}, {length}): give one entry a token"
+        )
+    if span_ids.numel() == 0 or torch.compiler.is_compiling():
+        return  # inside a compiled graph the values cannot be looked at without breaking it
+    if span_ids.min() < 0:
+        raise ValueError(
+            f"span_ids holds {int(span_ids.min())}: 0 is context and spans count from 1"
+        )
+    starts = torch.ones_like(span_ids, dtype=torch.bool)
+    starts[:, 1:] = span_ids[:, 1:] != span_ids[:, :-1]
+    rows, columns = (starts & (span_ids > CONTEXT)).nonzero(as_tuple=True)
+    pieces = torch.stack([rows, span_ids[rows, columns].long()], dim=1)
+    unique, counts = torch.unique(pieces, dim=0, return_counts=True)
+    if unique.shape[0] != pieces.shape[0]:
+        row, span = unique[counts > 1][0].tolist()
+        raise ValueError(
+            f"span_ids: span {span} of row {row} is in {int(counts.max())} pieces; a span is one "
+            "unbroken run of tokens, so give each piece a number of its own"
+        )
+
+
+def extend_span_ids(span_ids: torch.Tensor, length: int) -> torch.Tensor:
+    """Extend a span map to `length` columns: what is appended is one open span.
+
+    The open span goes on with the span that the map ends in, or is a new one after context. It is
+    what `generate()` appends to a prompt.
+
+    Args:
+        span_ids: (batch, columns).
+        length: the columns wanted, at least as many as there are.
+
+    Returns:
+        (batch, length).
+    """
+    last = span_ids[:, -1:]
+    opened = torch.where(last == CONTEXT, span_ids.amax(dim=1, keepdim=True) + 1, last)
+    return torch.cat([span_ids, opened.expand(-1, length - span_ids.shape[1])], dim=1)
+
+
+def attention_arguments(
+    config: PreTrainedConfig,
+    span_ids: torch.Tensor,
+    query_length: int,
+    dtype: torch.dtype,
+    attention_mask: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+) -> dict[str, Any]:
+    """Turn a span map into what the stock decoder takes.
+
+    Args:
+        config: the model's; its current attention backend is read at every call, because
+            `set_attn_implementation` may change it.
+        span_ids: (batch, past + query_length) the span map of all columns so far.
+        query_length: how many of the last columns are queries.
+        dtype: of the hidden states (eager adds the mask to its scores).
+        attention_mask: (batch, past + query_length) 1 for tokens, 0 for padding. None: no padding.
+        past_key_values: the cache, whose tokens stand before the queries. A static cache is longer
+            than what it holds.
+
+    Returns:
+        `attention_mask` as the backend wants it: a bool (sdpa) or additive (eager) tensor of shape
+        (batch, 1, query_length, keys), or a BlockMask (flex_attention). Flash kernels take no mask:
+        there, all context is `is_causal=False`, all one span is nothing.
+
+    Raises:
+        ValueError: the backend drops custom masks and the map needs one, or `attention_mask` has
+            another shape than `span_ids`.
+    """
+    backend = config._attn_implementation
+    batch_size, columns = span_ids.shape
+    if attention_mask is not None and attention_mask.shape != (batch_size, columns):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, span_ids has "
+            f"({batch_size}, {columns}): give both one entry a token"
+        )
+    if backend not in MASK_BACKENDS:
+        if not span_ids.any():
+            return {"attention_mask": attention_mask, "is_causal": False}
+        if (span_ids == span_ids[:, :1]).all():
+            return {"attention_mask": attention_mask}
+        raise ValueError(
+            f"the attention backend {backend!r} would drop the hybrid mask without a word; call "
+            f"model.set_attn_implementation with one of {', '.join(MASK_BACKENDS)}"
+        )
+    key_length = columns
+    if past_key_values is not None:
+        key_length, _ = past_key_values.get_mask_sizes(query_length, 0)
+        span_ids = extend_span_ids(span_ids, key_length)
+    padding_mask = None
+    if attention_mask is not None:
+        padding_mask = attention_mask.to(span_ids.device, torch.bool)
+        padding_mask = torch.nn.functional.pad(padding_mask, (0, key_length - columns), value=True)
+    mask = ALL_MASK_ATTENTION_FUNCTIONS[backend](
+        batch_size=batch_size,
+        q_length=query_length,
+        kv_length=key_length,
+        q_offset=columns - query_length,
+        kv_offset=0,
+        mask_function=hybrid_mask_function(span_ids, padding_mask),
+        attention_mask=None,
+        allow_is_causal_skip=False,
+        allow_is_bidirectional_skip=False,
+        dtype=dtype,
+        config=config,
+        device=span_ids.device,
+    )
+    return {"attention_mask": mask}

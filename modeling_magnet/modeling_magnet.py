@@ -1,0 +1,124 @@
+"""MAGNET: one causal language model that encodes, infills and generates.
+
+`MagnetMixin` holds everything; a class for an architecture of transformers is the mixin before that
+architecture's causal-LM class. No decoder layer, attention or rotary code is overridden.
+
+Khosla et al., "MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling
+Capabilities", 2025.
+"""
+
+import torch
+from transformers import LlamaForCausalLM
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .infilling import InfillingMixin
+from .masking import attention_arguments, check_span_ids, extend_span_ids
+
+
+class MagnetMixin(InfillingMixin):
+    """Gives a causal-LM class of transformers a span map, `encode` and `infill`.
+
+    Without a span map the class is the one it is mixed into, bit for bit: `generate` and plain
+    forward passes are untouched.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        span_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """The base class's forward pass, with the hybrid attention mask that `span_ids` asks for.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
+                use_cache, logits_to_keep: as in the base class. With `span_ids`, `attention_mask`
+                is (batch, past + length): 1 for tokens, 0 for padding.
+            span_ids: (batch, past + length) 0 for a context token, k >= 1 for a token of the k-th
+                span. Context sees all context; a span sees all context and its own earlier tokens
+                (MAGNET, section 3.1). None: plain causal attention.
+
+        Returns:
+            The base class's output; logits at i predict token i + 1, in every mode.
+
+        Raises:
+            TypeError, ValueError: `span_ids` is no valid map for these tokens, or the attention
+                backend would drop it.
+
+        Example:
+            >>> span_ids = torch.tensor([[0, 0, 1, 1, 0]])
+            >>> model(input_ids=torch.tensor([[5, 6, 7, 8, 9]]), span_ids=span_ids).logits.shape
+            torch.Size([1, 5, 49152])
+        """
+        if span_ids is not None:
+            tokens = input_ids if input_ids is not None else inputs_embeds
+            if tokens is None:
+                raise ValueError("span_ids came without input_ids or inputs_embeds")
+            batch_size, length = tokens.shape[:2]
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            check_span_ids(span_ids, batch_size, past + length)
+            arguments = attention_arguments(
+                self.config,
+                span_ids.to(tokens.device),
+                query_length=length,
+                dtype=self.dtype,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+            )
+            attention_mask = arguments.pop("attention_mask")
+            kwargs.update(arguments)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids, span_ids=None, attention_mask=None, past_key_values=None, **kwargs
+    ):
+        """Turn the prompt's span map into the mask of this step: new tokens are one open span."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+        )
+        if span_ids is None:
+            return inputs
+        query = inputs.get("input_ids")
+        query = query if query is not None else inputs["inputs_embeds"]
+        past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        columns = past + query.shape[1]
+        if columns < span_ids.shape[1]:
+            raise ValueError(
+                f"this step sees {columns} of the {span_ids.shape[1]} tokens of the span map: a "
+                "prompt with a span map cannot be read in chunks; leave out prefill_chunk_size"
+            )
+        if past == 0:
+            check_span_ids(span_ids, query.shape[0], span_ids.shape[1])
+        inputs.update(
+            attention_arguments(
+                self.config,
+                extend_span_ids(span_ids, columns).to(query.device),
+                query_length=query.shape[1],
+                dtype=self.dtype,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+            )
+        )
+        return inputs
+
+
+class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM):
+    """A Llama that encodes, infills and generates; loads any Llama checkpoint."""

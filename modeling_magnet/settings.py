@@ -1,0 +1,101 @@
+"""MAGNET's own settings of a checkpoint: one nested dict, `config.magnet`."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+PAPER_PROMPTS = {
+    "sentence": "Given the sentence, find its representation: ",
+    "STS": "Retrieve semantically similar text: ",
+    "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts: ",
+    "BiorxivClusteringS2S": "Identify the main category of Biorxiv papers based on the titles: ",
+    "TwentyNewsgroupsClustering": "Identify the topic or theme of the given news articles: ",
+    "MedrxivClusteringP2P": "Identify the main category of Medrxiv papers based on the titles and abstracts: ",
+    "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles: ",
+}
+"""The paper's prompts by name: section 3.2.2 (`sentence`) and Table 8 (the tasks)."""
+
+
+@dataclass
+class MagnetSettings:
+    """What a checkpoint was adapted with and must be used with.
+
+    Attributes:
+        start_token_id: the token that begins every sequence, or None for none. Base models differ in
+            what they saw there; see `training.base.choose_start_token`.
+        end_token_id: the token appended to a sentence, whose last hidden state is its vector.
+        max_length: the longest sequence in tokens, start, prompt and end included.
+        prompts: named texts that can stand before a sentence.
+        default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
+    """
+
+    start_token_id: int | None
+    end_token_id: int
+    max_length: int
+    prompts: dict[str, str] = field(default_factory=lambda: dict(PAPER_PROMPTS))
+    default_prompt_name: str | None = "sentence"
+
+    def __post_init__(self):
+        if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
+            raise ValueError(
+                f"default_prompt_name is {self.default_prompt_name!r}, but the prompts are "
+                f"{sorted(self.prompts)}"
+            )
+
+    @classmethod
+    def resolve(
+        cls, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> "MagnetSettings":
+        """Read the settings from `config.magnet`; what is not set there follows the tokenizer.
+
+        Raises:
+            ValueError: an unknown setting, or neither config nor tokenizer names an end token.
+        """
+        given: dict[str, Any] = dict(getattr(config, "magnet", None) or {})
+        unknown = set(given) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"config.magnet holds unknown settings {sorted(unknown)}; known are "
+                f"{[f.name for f in fields(cls)]}"
+            )
+        given.setdefault("start_token_id", tokenizer.bos_token_id)
+        given.setdefault("end_token_id", tokenizer.eos_token_id)
+        given.setdefault("max_length", config.max_position_embeddings)
+        if given["end_token_id"] is None:
+            raise ValueError(
+                "the tokenizer has no eos_token: encode() needs an end token; set "
+                "tokenizer.eos_token, or end_token_id in config.magnet"
+            )
+        for name in ("start_token_id", "end_token_id"):
+            token_id = given[name]
+            if token_id is not None and not 0 <= token_id < config.vocab_size:
+                raise ValueError(
+                    f"{name} is {token_id}, outside the model's vocabulary of {config.vocab_size}"
+                )
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they go into `config.magnet`."""
+        return asdict(self)
+
+    def prompt_text(self, prompt_name: str | None, prompt: str | None) -> str:
+        """The text to put before a sentence.
+
+        Args:
+            prompt_name: a key of `prompts`.
+            prompt: the text itself; `""` for none.
+
+        Raises:
+            ValueError: both are given, or no prompt has that name.
+        """
+        if prompt is not None:
+            if prompt_name is not None:
+                raise ValueError(f"got prompt_name={prompt_name!r} and prompt={prompt!r}: give one")
+            return prompt
+        name = prompt_name if prompt_name is not None else self.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            raise ValueError(f"no prompt is named {name!r}; there are {sorted(self.prompts)}")
+        return self.prompts[name]

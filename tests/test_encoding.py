@@ -1,0 +1,215 @@
+"""`encode`, `encode_tokens` and `encode_words`."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import SENTENCES, make_model
+
+PROMPT = "Given the sentence, find its representation: "
+
+
+def by_hand(model, text, prompt=PROMPT):
+    """Start token, prompt, sentence, end token through the stock model; its last output."""
+    ids = [0, *model.tokenizer(prompt + text, add_special_tokens=False)["input_ids"], 1]
+    output = model.model(input_ids=torch.tensor([ids]), is_causal=False)
+    return output.last_hidden_state[0]
+
+
+def test_a_sentence_vector_is_the_output_at_the_end_token(tiny):
+    for text in SENTENCES:
+        expected = by_hand(tiny, text)[-1].detach().numpy()
+        np.testing.assert_allclose(tiny.encode(text), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_one_equals_batch_in_any_order_and_backend(attention):
+    model = make_model(attn_implementation=attention)
+    alone = np.stack([make_model(attn_implementation="sdpa").encode(text) for text in SENTENCES])
+    for batch_size in (1, 2, 3, 32):
+        together = model.encode(SENTENCES[::-1], batch_size=batch_size)
+        np.testing.assert_allclose(together[::-1], alone, atol=1e-5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=6), st.integers(1, 4))
+def test_any_texts_come_back_in_order(texts, batch_size):
+    model = make_model()
+    vectors = model.encode(texts, batch_size=batch_size)
+    assert vectors.shape == (len(texts), 48)
+    for text, vector in zip(texts, vectors, strict=True):
+        np.testing.assert_allclose(model.encode(text), vector, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pool_takes_padding_on_either_side(tiny, side):
+    tiny.tokenizer.padding_side = side
+    batch = tiny.tokenizer(SENTENCES, padding=True, add_special_tokens=False, return_tensors="pt")
+    vectors = tiny.pool(batch["input_ids"], batch["attention_mask"]).detach().numpy()
+    np.testing.assert_allclose(vectors, tiny.encode(SENTENCES, prompt=""), atol=1e-5)
+
+
+def test_prompts_by_name_by_text_and_none(tiny):
+    text = SENTENCES[0]
+    named = tiny.encode(text, prompt_name="STS")
+    np.testing.assert_array_equal(
+        named, tiny.encode(text, prompt="Retrieve semantically similar text: ")
+    )
+    np.testing.assert_array_equal(
+        tiny.encode(text, prompt=""), by_hand(tiny, text, "")[-1].detach()
+    )
+    assert not np.allclose(named, tiny.encode(text))
+    tiny.config.magnet = {"default_prompt_name": None}
+    np.testing.assert_array_equal(tiny.encode(text), tiny.encode(text, prompt=""))
+
+
+def test_return_types(tiny):
+    assert isinstance(tiny.encode(SENTENCES), np.ndarray)
+    assert tiny.encode(SENTENCES).dtype == np.float32
+    assert isinstance(tiny.encode(SENTENCES, convert_to_tensor=True), torch.Tensor)
+    vectors = tiny.encode(SENTENCES, convert_to_numpy=False)
+    assert isinstance(vectors, list) and vectors[0].shape == (48,)
+    assert tiny.encode([]).shape == (0, 48)
+    assert tiny.encode_tokens([]) == []
+    assert tiny.encode("").shape == (48,)
+    assert tiny.encode_tokens("").shape == (0, 48)
+    assert tiny.encode_words("").shape == (0, 48)
+
+
+def test_truncate_dim_comes_before_normalizing(tiny):
+    short = tiny.encode(SENTENCES, truncate_dim=16, normalize_embeddings=True)
+    assert short.shape == (5, 16)
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
+    whole = tiny.encode(SENTENCES)[:, :16]
+    np.testing.assert_allclose(
+        short, whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6
+    )
+
+
+def test_precision(tiny):
+    assert tiny.encode(SENTENCES, precision="int8").dtype == np.int8
+    binary = tiny.encode(SENTENCES, precision="ubinary")
+    np.testing.assert_array_equal(binary, np.packbits(tiny.encode(SENTENCES) > 0, axis=1))
+
+
+def test_token_vectors_are_the_outputs_one_position_before(tiny):
+    text = SENTENCES[4]
+    ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+    output = tiny.model(input_ids=torch.tensor([[0, *ids]]), is_causal=False).last_hidden_state[0]
+    vectors = tiny.encode_tokens(text)
+    np.testing.assert_allclose(vectors, output[:-1].detach().numpy(), atol=1e-5)
+    for row, alone in zip(tiny.encode_tokens(SENTENCES, batch_size=2), SENTENCES, strict=True):
+        np.testing.assert_allclose(row, tiny.encode_tokens(alone), atol=1e-5)
+    batch = tiny.encode(SENTENCES, output_value="token_embeddings")
+    np.testing.assert_allclose(batch[4], vectors, atol=1e-5)
+
+
+def test_word_vectors_are_means_over_the_word_s_tokens(tiny):
+    """Section 4.1: w2 = (y at w1's last token + y at w2's tokens but the last) / tokens of w2."""
+    words = ["Größe", "and", "naïve", "façades:", "7."]
+    tokens = tiny.encode_tokens(" ".join(words))
+    expected, first = [], 0
+    for i, word in enumerate(words):
+        text = word if i == 0 else " " + word
+        count = len(tiny.tokenizer(text, add_special_tokens=False)["input_ids"])
+        expected.append(tokens[first : first + count].mean(axis=0))
+        first += count
+    assert first == len(tokens)
+    np.testing.assert_allclose(tiny.encode_words([words])[0], expected, atol=1e-5)
+    np.testing.assert_allclose(tiny.encode_words(" ".join(words)), expected, atol=1e-5)
+    both = tiny.encode_words([SENTENCES[0], " ".join(words)])
+    np.testing.assert_allclose(both[1], expected, atol=1e-5)
+    assert both[0].shape == (len(SENTENCES[0].split()), 48)
+
+
+def test_training_mode_is_left_and_restored(tiny):
+    dropping = make_model(attention_dropout=0.5)
+    expected = dropping.encode(SENTENCES)
+    dropping.train()
+    dropping.model.layers[1].eval()
+    np.testing.assert_array_equal(dropping.encode(SENTENCES), expected)
+    assert dropping.training and dropping.model.layers[0].training
+    assert not dropping.model.layers[1].training
+
+
+def test_gradients_flow_through_pool_but_not_through_encode(tiny):
+    batch = tiny.tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
+    tiny.pool(batch["input_ids"], batch["attention_mask"]).sum().backward()
+    assert tiny.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+    assert not tiny.encode(SENTENCES, convert_to_tensor=True).requires_grad
+
+
+def test_a_list_of_devices_gives_the_same_vectors(tiny):
+    expected = tiny.encode(SENTENCES, batch_size=1)
+    shared = tiny.encode(SENTENCES, batch_size=1, device=["cpu", "cpu"])
+    np.testing.assert_allclose(shared, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="at least one device"):
+        tiny.encode(SENTENCES, device=[])
+
+
+def test_an_error_on_one_of_several_devices_is_raised(tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny), "pool", lambda *a, **k: (_ for _ in ()).throw(OSError("lost")))
+    with pytest.raises(OSError, match="lost"):
+        tiny.encode(SENTENCES, batch_size=1, device=["cpu", "cpu"])
+
+
+def test_a_long_text_raises_or_is_cut_aloud(tiny):
+    long = "harbour " * 300
+    with pytest.raises(ValueError, match=r"text 1 has \d+ tokens.*truncation=True"):
+        tiny.encode(["short", long])
+    with pytest.warns(UserWarning, match="1 of 2 texts were cut to 254 tokens"):
+        cut = tiny.encode(["short", long], truncation=True)
+    ids = tiny.tokenizer(PROMPT + long, add_special_tokens=False)["input_ids"][:254]
+    output = tiny.model(input_ids=torch.tensor([[0, *ids, 1]]), is_causal=False)
+    np.testing.assert_allclose(cut[1], output.last_hidden_state[0, -1].detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sentences": ["a", 3]}, TypeError, "entry 1 is int"),
+        ({"sentences": None}, TypeError, "NoneType"),
+        ({"sentences": b"bytes"}, TypeError, "bytes"),
+        ({"sentences": "a", "prompt_name": "nope"}, ValueError, "no prompt is named 'nope'"),
+        ({"sentences": "a", "prompt_name": "STS", "prompt": "x"}, ValueError, "give one"),
+        ({"sentences": "a", "precision": "int4"}, ValueError, "int4"),
+        ({"sentences": "a", "output_value": "all"}, ValueError, "all"),
+        ({"sentences": "a", "truncate_dim": 0}, ValueError, "1 to 48"),
+        ({"sentences": "a", "batch_size": 0}, ValueError, "batch_size"),
+        ({"sentences": "a", "unknown": 1}, TypeError, "unknown"),
+    ],
+)
+def test_bad_arguments(tiny, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tiny.encode(**arguments)
+
+
+def test_bad_words(tiny):
+    with pytest.raises(ValueError, match="sentence 0 holds the empty word"):
+        tiny.encode_words([["a", " "]])
+    with pytest.raises(TypeError, match="entry 1 is int"):
+        tiny.encode_words([["a", 3]])
+
+
+def test_nan_is_an_error(tiny):
+    with torch.no_grad():
+        tiny.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity in torch.float32"):
+        tiny.encode(SENTENCES)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        tiny.encode_tokens(SENTENCES)
+
+
+def test_bidirectional_for_real(base_model):
+    """llm2vec#74: a batch of one must not fall back to causal attention."""
+    changed = base_model.encode_tokens(["The bank of the river", "The bank of the nation"])
+    assert np.abs(changed[0][1] - changed[1][1]).max() > 0.01  # "bank" sees what comes after it
+    alone = base_model.encode_tokens("The bank of the river")
+    np.testing.assert_allclose(alone, changed[0], atol=1e-3)
+
+
+def test_real_model_one_equals_batch(base_model):
+    texts = ["A cat sleeps.", "Nobody in the village remembered who had built the old bridge.", "7"]
+    alone = np.stack([base_model.encode(text) for text in texts])
+    np.testing.assert_allclose(base_model.encode(texts), alone, atol=1e-4)

@@ -1,0 +1,313 @@
+"""`infill` and `infill_blanks`: cached decoding equals the span decoded in its place."""
+
+import pytest
+import torch
+from tiny import make_model
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
+
+PREFIX, SUFFIX = "The old harbour was", " before the boats came home."
+
+
+def ids_of(model, text):
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def in_place(model, parts, gaps, blank, steps):
+    """Greedy tokens and logits of one blank by an uncached loop over the text in its own order.
+
+    The other blanks are gaps in the positions; this blank's tokens stand between the parts.
+    """
+    token_ids = [ids_of(model, part) for part in parts]
+    token_ids[0] = [0, *token_ids[0]]
+    starts, start = [], 0
+    for part, gap in zip(token_ids, [*gaps, 0], strict=True):
+        starts.append(start)
+        start += len(part) + gap
+    span, logits = [], []
+    for _ in range(steps):
+        ids, positions, span_ids = [], [], []
+        for i, part in enumerate(token_ids):
+            ids += part
+            positions += range(starts[i], starts[i] + len(part))
+            span_ids += [0] * len(part)
+            if i == blank:
+                last = len(ids) + len(span) - 1
+                ids += span
+                positions += range(starts[i] + len(part), starts[i] + len(part) + len(span))
+                span_ids += [1] * len(span)
+        row = model(
+            input_ids=torch.tensor([ids]),
+            position_ids=torch.tensor([positions]),
+            span_ids=torch.tensor([span_ids]),
+        ).logits[0, last]
+        logits.append(row)
+        span.append(int(row.argmax()))
+    return span, torch.stack(logits)
+
+
+def spans_of(model, text_or_texts, **arguments):
+    """The token ids that infill wrote."""
+    prefix, suffix = text_or_texts
+    return model.infill(prefix, suffix, return_dict_in_generate=True, **arguments)
+
+
+@pytest.fixture
+def endless():
+    """A model whose end token cannot come, so that lengths are known."""
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"prompt_lookup_num_tokens": 3},
+        {"num_beams": 1, "renormalize_logits": True},
+    ],
+    ids=lambda a: next(iter(a), "default"),
+)
+def test_greedy_tokens_equal_the_in_place_loop(endless, attention, arguments):
+    endless.set_attn_implementation(attention)
+    expected, _ = in_place(endless, [PREFIX, SUFFIX], [6], 0, 6)
+    output = spans_of(endless, (PREFIX, SUFFIX), span_length=6, **arguments)
+    assert output.sequences.tolist() == [expected]
+
+
+def test_float64_logits_equal_the_in_place_loop(endless):
+    """Read off the output head: `generate` itself hands logits out in float32."""
+    endless.double()
+    _, expected = in_place(endless, [PREFIX, SUFFIX], [6], 0, 6)
+    logits = []
+    endless.lm_head.register_forward_hook(lambda module, x, output: logits.append(output[:, -1]))
+    endless.infill(PREFIX, SUFFIX, span_length=6)
+    torch.testing.assert_close(torch.cat(logits), expected, atol=1e-10, rtol=0)
+
+
+def test_a_batch_is_left_padded_and_equals_one_by_one(endless):
+    prefixes = [PREFIX, "A cat", "", "She counted twelve lanterns, and then"]
+    suffixes = [SUFFIX, "", " near the door.", "!"]
+    expected = [in_place(endless, [p, s], [5], 0, 5)[0] for p, s in zip(prefixes, suffixes)]
+    output = spans_of(endless, (prefixes, suffixes), span_length=5)
+    assert output.sequences.tolist() == expected
+    texts = endless.infill(prefixes, suffixes, span_length=5)
+    assert texts == [endless.infill(p, s, span_length=5) for p, s in zip(prefixes, suffixes)]
+    mixed = endless.infill(prefixes, suffixes, span_length=[5, 2, 3, 1])
+    alone = [
+        endless.infill(p, s, span_length=n) for p, s, n in zip(prefixes, suffixes, [5, 2, 3, 1])
+    ]
+    assert mixed == alone
+
+
+def test_empty_prefix_and_suffix(endless):
+    for prefix, suffix in (("", SUFFIX), (PREFIX, ""), ("", "")):
+        expected, _ = in_place(endless, [prefix, suffix], [4], 0, 4)
+        output = spans_of(endless, (prefix, suffix), span_length=4)
+        assert output.sequences.tolist() == [expected]
+
+
+def test_beam_scores_are_in_place_log_probabilities(endless):
+    output = spans_of(
+        endless, (PREFIX, SUFFIX), span_length=4, num_beams=3, num_return_sequences=3,
+        output_scores=True, length_penalty=0.0,
+    )  # fmt: skip
+    prefix, suffix = [0, *ids_of(endless, PREFIX)], ids_of(endless, SUFFIX)
+    for span, score in zip(output.sequences, output.sequences_scores, strict=True):
+        ids = torch.tensor([[*prefix, *span.tolist(), *suffix]])
+        span_ids = torch.tensor([[0] * len(prefix) + [1] * 4 + [0] * len(suffix)])
+        logits = endless(input_ids=ids, span_ids=span_ids).logits[0].log_softmax(-1)
+        first = len(prefix) - 1
+        total = sum(logits[first + t, span[t]] for t in range(4)).item()
+        assert total == pytest.approx(float(score), abs=1e-4)
+    assert len(output.texts[0][0]) == 3
+
+
+def test_beams_with_several_lengths(endless):
+    pairs = [PREFIX, "A cat"], [SUFFIX, " door."]
+    together = endless.infill(*pairs, span_length=[2, 5], num_beams=3)
+    alone = [endless.infill(p, s, span_length=n, num_beams=3) for p, s, n in zip(*pairs, [2, 5])]
+    assert together == alone
+
+
+def test_sampling_with_a_seed(endless):
+    def draw(seed):
+        torch.manual_seed(seed)
+        return endless.infill(PREFIX, SUFFIX, span_length=6, do_sample=True, num_return_sequences=3)
+
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+    assert len(draw(0)) == 3
+
+
+@pytest.mark.parametrize("lengths", [3, [3, 1, 5]])
+def test_several_blanks_equal_one_blank_with_gaps_elsewhere(endless, lengths):
+    parts = ["The old", " was quiet", " the boats", " home."]
+    gaps = lengths if isinstance(lengths, list) else [lengths] * 3
+    output = endless.infill_blanks(parts, span_length=lengths)
+    for blank in range(3):
+        span, _ = in_place(endless, parts, gaps, blank, gaps[blank])
+        tail = ids_of(endless, parts[blank])[-1:]
+        both, before = (
+            endless.tokenizer.decode(ids, skip_special_tokens=True) for ids in (tail + span, tail)
+        )
+        assert output[blank] == both[len(before) :]
+    several = endless.infill_blanks([parts, parts[:3]], span_length=3)
+    assert [len(text) for text in several] == [3, 2]
+    if lengths == 3:
+        assert several[0] == output
+
+
+def test_streaming(endless):
+    expected = endless.infill(PREFIX, SUFFIX, span_length=6)
+    for skip_prompt in (True, False):
+
+        class Collect(TextStreamer):
+            text = ""
+
+            def on_finalized_text(self, text, stream_end=False):
+                self.text += text
+
+        streamer = Collect(endless.tokenizer, skip_prompt=skip_prompt)
+        endless.infill(PREFIX, SUFFIX, span_length=6, streamer=streamer)
+        assert streamer.text == expected
+    iterator = TextIteratorStreamer(endless.tokenizer, skip_prompt=True)
+    endless.infill(PREFIX, SUFFIX, span_length=6, streamer=iterator)
+    assert "".join(iterator) == expected
+
+
+def test_an_end_token_ends_early(endless):
+    span, _ = in_place(endless, [PREFIX, SUFFIX], [6], 0, 6)
+    end = next(token for token in span if token != span[0])
+    written = endless.infill(PREFIX, SUFFIX, span_length=6, eos_token_id=end)
+    before = span[: span.index(end)]
+    assert ids_of(endless, written) == before or written == endless.tokenizer.decode(before)
+
+
+def test_max_new_tokens_bounds_what_is_written_not_the_gap(endless):
+    expected, _ = in_place(endless, [PREFIX, SUFFIX], [8], 0, 3)
+    output = spans_of(endless, (PREFIX, SUFFIX), span_length=8, max_new_tokens=3)
+    assert output.sequences.tolist() == [expected]
+
+
+def test_without_a_length_the_likeliest_candidate_is_taken(endless):
+    """The choice is that of a brute-force search over the same candidates."""
+    written = endless.infill(PREFIX, SUFFIX, max_new_tokens=12)
+    prefix = [0, *ids_of(endless, PREFIX)]
+    suffix = ids_of(endless, SUFFIX)[:16]
+    scores = {}
+    for gap in (4, 8, 12):
+        span, _ = in_place(endless, [PREFIX, SUFFIX], [gap], 0, gap)
+        ids = torch.tensor([prefix + span + suffix])
+        logits = endless(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        each = logits.gather(1, ids[0, 1:, None])[len(prefix) - 1 :]
+        scores[endless.infill(PREFIX, SUFFIX, span_length=gap)] = float(each.mean())
+    assert written == max(scores, key=scores.get)
+    ranked = endless.infill(PREFIX, SUFFIX, max_new_tokens=12, num_return_sequences=1)
+    assert ranked == written
+    blanks = endless.infill_blanks([PREFIX, " boats", " home."], max_new_tokens=8)
+    assert len(blanks) == 2 and all(blanks)
+
+
+def test_a_space_at_the_end_of_the_prefix_is_left_to_the_span(endless):
+    with_space = endless.infill(PREFIX + " ", SUFFIX, span_length=6)
+    assert with_space == endless.infill(PREFIX, SUFFIX, span_length=6).lstrip(" ")
+
+
+def test_generation_config_is_honoured(endless):
+    config = GenerationConfig(num_beams=3, max_new_tokens=99)
+    by_config = endless.infill(PREFIX, SUFFIX, span_length=4, generation_config=config)
+    assert by_config == endless.infill(PREFIX, SUFFIX, span_length=4, num_beams=3)
+
+
+def test_no_texts(tiny):
+    assert tiny.infill([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"prefix": ["a"], "suffix": ["b", "c"]}, ValueError, "1 prefixes and 2 suffixes"),
+        ({"prefix": "a", "suffix": 3}, TypeError, "int"),
+        ({"span_length": 0}, ValueError, "span_length is 0"),
+        ({"span_length": 2.5}, ValueError, "2.5"),
+        ({"span_length": [2, 3]}, ValueError, "2 entries, there are 1"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens is 0"),
+        ({"span_length": 500}, ValueError, r"\d+ positions \(500 of them gap\), the limit is 256"),
+        ({"span_length": 4, "prefill_chunk_size": 2}, ValueError, "prefill_chunk_size"),
+        ({"span_length": 4, "max_length": 20}, ValueError, "max_length counts the context"),
+        ({"span_length": 4, "input_ids": None}, TypeError, "input_ids is set by infill"),
+        ({"span_length": 4, "unknown": 1}, ValueError, "unknown"),
+        ({"streamer": TextStreamer(None)}, ValueError, "give span_length"),
+        ({"return_dict_in_generate": True}, ValueError, "give span_length"),
+    ],
+)
+def test_bad_arguments(tiny, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tiny.infill(**({"prefix": PREFIX, "suffix": SUFFIX} | arguments))
+
+
+def test_bad_blanks(tiny):
+    with pytest.raises(ValueError, match="n \\+ 1 strings"):
+        tiny.infill_blanks(["only one"])
+    with pytest.raises(ValueError, match="no text between blanks 0 and 1"):
+        tiny.infill_blanks(["a", "", "b"], span_length=2)
+    with pytest.raises(ValueError, match="3 entries, there are 2 blanks"):
+        tiny.infill_blanks(["a", "b", "c"], span_length=[1, 2, 3])
+
+
+def test_a_gap_at_the_start_needs_a_start_token(tiny):
+    tiny.config.magnet = {"start_token_id": None}
+    with pytest.raises(ValueError, match="no start token"):
+        tiny.infill("", SUFFIX, span_length=3)
+
+
+def test_generate_refuses_to_read_a_map_in_chunks(tiny):
+    ids = torch.randint(3, 300, (1, 8))
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        tiny.generate(ids, span_ids=torch.zeros_like(ids), prefill_chunk_size=3, max_new_tokens=2)
+
+
+def test_infill_on_the_real_model_equals_the_in_place_loop(base_model):
+    end = base_model.generation_config.eos_token_id
+    base_model.generation_config.eos_token_id = None
+    try:
+        parts = ["The capital of France is", " and it lies on the river Seine."]
+        expected, _ = in_place(base_model, parts, [5], 0, 5)
+        output = spans_of(base_model, parts, span_length=5)
+        assert output.sequences.tolist() == [expected]
+        beams = base_model.infill(*parts, span_length=5, num_beams=2)
+        assert isinstance(beams, str)
+    finally:
+        base_model.generation_config.eos_token_id = end
+
+
+def test_a_prompt_with_a_map_goes_on_as_an_open_span(tiny):
+    """`generate(span_ids=...)`: zeros make a prefix language model, ones change nothing."""
+    ids = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(3))
+    tiny.generation_config.eos_token_id = None
+    plain = tiny.generate(ids, max_new_tokens=5, do_sample=False)
+    ones = tiny.generate(ids, span_ids=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+    assert torch.equal(plain, ones)
+    written = ids
+    for _ in range(5):
+        span_ids = torch.ones_like(written)
+        span_ids[:, :7] = 0
+        logits = tiny(input_ids=written, span_ids=span_ids).logits[:, -1]
+        written = torch.cat([written, logits.argmax(-1, keepdim=True)], 1)
+    zeros = tiny.generate(ids, span_ids=torch.zeros_like(ids), max_new_tokens=5, do_sample=False)
+    assert torch.equal(zeros, written)
+
+
+def test_generate_restarts_from_a_cache(tiny):
+    ids = torch.randint(3, 300, (1, 7), generator=torch.Generator().manual_seed(3))
+    tiny.generation_config.eos_token_id = None
+    span_ids = torch.zeros_like(ids)
+    cache = DynamicCache(config=tiny.config)
+    first = tiny.generate(ids, span_ids=span_ids, past_key_values=cache, max_new_tokens=3)
+    again = tiny.generate(first, span_ids=span_ids, past_key_values=cache, max_new_tokens=3)
+    whole = tiny.generate(ids, span_ids=span_ids, max_new_tokens=6)
+    assert torch.equal(again, whole)
