@@ -69,7 +69,15 @@ class CheckpointMixin(CausalLM):
         Raises:
             ValueError: the adapter does not fit its base.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except RuntimeError as error:  # what transformers raises on shapes that differ
+            if not (Path(pretrained_model_name_or_path or "") / "adapter_config.json").is_file():
+                raise
+            raise ValueError(
+                f"the adapter in {pretrained_model_name_or_path} does not fit the base that its "
+                "adapter_config.json names: shapes differ (the report above says which)"
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
             found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}

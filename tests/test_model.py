@@ -1,0 +1,227 @@
+"""Without a map the class is Llama, whatever it is loaded as and wrapped in."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import SENTENCES, make_model
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+SPAN_IDS = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 2, 2, 0, 0]])
+IDS = torch.randint(3, 350, SPAN_IDS.shape, generator=torch.Generator().manual_seed(1))
+
+
+def plain(model) -> LlamaForCausalLM:
+    base = LlamaForCausalLM(model.config).to(model.dtype)
+    base.load_state_dict(model.state_dict())
+    base.generation_config = model.generation_config
+    return base.eval()
+
+
+def add_lora(model, seed=0):
+    """A LoRA adapter whose weights are not zero."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )  # fmt: skip
+    return get_peft_model(model, config).eval()
+
+
+def test_no_map_equals_llama_bit_for_bit(tiny):
+    base = plain(tiny)
+    assert torch.equal(tiny(input_ids=IDS).logits, base(input_ids=IDS).logits)
+    padding = torch.ones_like(IDS)
+    padding[0, :3] = 0
+    one, two = (m(input_ids=IDS, attention_mask=padding).logits for m in (tiny, base))
+    assert torch.equal(one, two)
+    assert torch.equal(tiny(IDS, labels=IDS).loss, base(IDS, labels=IDS).loss)
+
+
+def test_generate_equals_llama_greedy_and_sampled(tiny):
+    base = plain(tiny)
+    for arguments in ({"do_sample": False}, {"do_sample": True, "top_p": 0.9}, {"num_beams": 3}):
+        written = []
+        for model in (tiny, base):
+            torch.manual_seed(0)
+            written.append(model.generate(IDS, max_new_tokens=10, **arguments))
+        assert torch.equal(*written)
+
+
+def test_real_model_without_a_map_equals_llama(base_model):
+    ids = base_model.tokenizer("The history of the steam engine", return_tensors="pt").input_ids
+    base = plain(base_model)
+    assert torch.equal(base_model(input_ids=ids).logits, base(input_ids=ids).logits)
+    one, two = (
+        m.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=2)
+        for m in (base_model, base)
+    )
+    assert torch.equal(one, two)
+
+
+def test_token_type_ids_are_no_span_map(tiny):
+    """Tokenizers emit them as zeros unasked; they must not turn generation bidirectional."""
+    with pytest.raises((TypeError, ValueError)):
+        tiny.generate(IDS, token_type_ids=torch.zeros_like(IDS), max_new_tokens=2)
+
+
+def test_compiled_forward(tiny):
+    expected = tiny(input_ids=IDS, span_ids=SPAN_IDS).logits
+    compiled = torch.compile(tiny, backend="aot_eager")
+    torch.testing.assert_close(compiled(input_ids=IDS, span_ids=SPAN_IDS).logits, expected)
+    tiny.forward = torch.compile(tiny.forward, backend="aot_eager")
+    assert tiny.infill("The old", " boats", span_length=4) == make_model().infill(
+        "The old", " boats", span_length=4
+    )
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny):
+    def gradients(model):
+        model.train()
+        labels = torch.where(SPAN_IDS > 0, IDS, -100)
+        model(input_ids=IDS, span_ids=SPAN_IDS, labels=labels).loss.backward()
+        return [p.grad for p in model.parameters()]
+
+    other = make_model()
+    other.gradient_checkpointing_enable()
+    for one, two in zip(gradients(tiny), gradients(other), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(tmp_path, tiny, dtype):
+    expected = tiny.encode(SENTENCES, normalize_embeddings=True)
+    tiny.save_pretrained(tmp_path / "m")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "m", dtype=dtype)
+    assert model.dtype == dtype
+    vectors = model.encode(SENTENCES, normalize_embeddings=True)
+    assert vectors.dtype == "float32"
+    assert (expected * vectors).sum(1).min() > 0.99
+    assert isinstance(model.infill("The old", " boats", span_length=3), str)
+    logits = model(input_ids=IDS, span_ids=SPAN_IDS).logits
+    assert logits.dtype == dtype
+
+
+SPLIT = {
+    "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
+    "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device_map", [{"": "cpu"}, SPLIT], ids=["cpu", "disk"])
+def test_device_map(tmp_path, tiny, device_map):
+    tiny.save_pretrained(tmp_path / "m")
+    model = MagnetLlamaForCausalLM.from_pretrained(
+        tmp_path / "m", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert torch.allclose(
+        torch.tensor(model.encode(SENTENCES)), torch.tensor(tiny.encode(SENTENCES))
+    )
+    arguments = {"prefix": "The old", "suffix": " boats", "span_length": 4}
+    assert model.infill(**arguments) == tiny.infill(**arguments)
+
+
+def test_any_llama_checkpoint_loads(tmp_path, tiny):
+    plain(tiny).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path)
+    assert (model.encode(SENTENCES) == tiny.encode(SENTENCES)).all()
+
+
+def test_an_adapter_works_in_all_three_jobs_and_merged_equals_unmerged(tiny):
+    before = tiny.encode(SENTENCES)
+    model = add_lora(copy.deepcopy(tiny))
+    vectors = model.encode(SENTENCES)
+    assert abs(vectors - before).max() > 0.01
+    text = model.infill("The old", " boats", span_length=4)
+    written = model.generate(input_ids=IDS, max_new_tokens=4)
+    logits = model(input_ids=IDS, span_ids=SPAN_IDS).logits
+    merged = model.merge_and_unload()
+    assert isinstance(merged, MagnetLlamaForCausalLM)
+    assert abs(merged.encode(SENTENCES) - vectors).max() < 1e-5
+    torch.testing.assert_close(
+        merged(input_ids=IDS, span_ids=SPAN_IDS).logits, logits, atol=1e-5, rtol=0
+    )
+    assert merged.infill("The old", " boats", span_length=4) == text
+    assert torch.equal(merged.generate(input_ids=IDS, max_new_tokens=4), written)
+
+
+def test_an_adapter_folder_loads_by_its_path(tmp_path, tiny):
+    tiny.save_pretrained(tmp_path / "base")
+    base = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model = add_lora(base)
+    model.save_pretrained(tmp_path / "adapter")
+    base.tokenizer.save_pretrained(tmp_path / "adapter")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert abs(loaded.encode(SENTENCES) - model.encode(SENTENCES)).max() < 1e-6
+    by_peft = PeftModel.from_pretrained(
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+    )
+    assert abs(by_peft.encode(SENTENCES) - model.encode(SENTENCES)).max() < 1e-6
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path, tiny):
+    tiny.save_pretrained(tmp_path / "base")
+    model = add_lora(MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "adapter")
+    make_model(hidden_size=64).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="adapter .*does not fit"):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+
+
+def test_corrupt_and_missing_files(tmp_path, tiny):
+    with pytest.raises(OSError):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path / "nothing")
+    tiny.save_pretrained(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(Exception, match="(?i)incomplete|invalid|safetensor|corrupt"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    weights.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path / "m")
+
+
+def test_no_tokenizer(tmp_path, tiny):
+    model = MagnetLlamaForCausalLM(tiny.config)
+    with pytest.raises(ValueError, match="made without a checkpoint"):
+        model.encode("a")
+    plain(tiny).save_pretrained(tmp_path)
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="found no tokenizer in"):
+        model.encode("a")
+    with pytest.raises(TypeError, match="str"):
+        model.tokenizer = "gpt2"
+    model.tokenizer = tiny.tokenizer
+    assert (model.encode("a") == tiny.encode("a")).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unknown": 1}, "unknown settings"),
+        ({"end_token_id": 5000}, "outside the model's vocabulary of 350"),
+        ({"default_prompt_name": "nope"}, "'nope'"),
+    ],
+)
+def test_bad_settings(tiny, settings, message):
+    tiny.config.magnet = settings
+    with pytest.raises(ValueError, match=message):
+        tiny.encode("a")
+
+
+def test_a_tokenizer_without_an_end_token(tiny):
+    tiny.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no eos_token"):
+        tiny.encode("a")
+
+
+def test_a_tokenizer_without_a_pad_token_is_enough(tiny):
+    expected = tiny.encode(SENTENCES)
+    tiny.tokenizer.pad_token = None
+    tiny.generation_config.pad_token_id = None
+    assert (tiny.encode(SENTENCES) == expected).all()
+    assert len(tiny.infill(["a", "The old"], [" b", " boats"], span_length=3)) == 2
