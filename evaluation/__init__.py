@@ -1,0 +1,1 @@
+"""Measuring a model on the paper's tasks."""

@@ -1,0 +1,90 @@
+"""Load a saved folder as a user does, measure it, and show its three jobs.
+
+    python -m examples.folder outputs/quickstart/model
+
+The folder is loaded by `AutoModel` with the code that lies in it. `--results FILE` also writes the
+figures and the examples as JSON.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel
+
+from evaluation.measures import (
+    draw_spans,
+    perplexities,
+    sts_spearman,
+    tokenize_rows,
+)
+from training.data import read_columns
+
+DATA = Path(__file__).parent / "data"
+PAIRS, SEED = 200, 0
+
+INFILLS = [
+    ("The capital of France is", " and it lies on the river Seine."),
+    ("John went to the gym.", " He could not get the barbell off his chest."),
+    ("Kaylee owned a ferret.", " She put flyers all over the neighborhood."),
+]
+SENTENCES = [
+    "A man is playing a guitar on the street.",
+    "Somebody is making music outside.",
+    "The bank raised its interest rates again.",
+]
+PROMPT = "The history of the steam engine"
+
+
+def measure(model, sts: str | None = None) -> dict[str, float]:
+    """The table's figures, on text that no part of the training has seen.
+
+    Args:
+        model: a MAGNET model with its tokenizer.
+        sts: a TSV of sentence pairs with human scores, in place of the one that comes along.
+    """
+    texts = read_columns(DATA / "wiki-validation.jsonl", ("text",))["text"][:]
+    rows = tokenize_rows(texts, model)
+    figures = perplexities(model, rows, draw_spans([len(row) for row in rows], SEED))
+    path, count = (sts, None) if sts else (DATA / "sts-answers-forums.tsv", PAIRS)
+    for name, arguments in (("sts", {}), ("sts_no_prompt", {"prompt": ""})):
+        figures[name] = 100 * sts_spearman(model, path, count, show_progress_bar=True, **arguments)
+    return figures
+
+
+def show(model) -> dict:
+    """What the model gives for one small example of each job."""
+    vectors = model.encode(SENTENCES, normalize_embeddings=True)
+    inputs = model.tokenizer(PROMPT, return_tensors="pt").to(model.device)
+    generated = model.generate(
+        **inputs, max_new_tokens=24, do_sample=False, pad_token_id=model.config.eos_token_id
+    )
+    return {
+        "similarity": np.round(vectors @ vectors.T, 2).tolist(),
+        "infill": [model.infill(prefix, suffix) for prefix, suffix in INFILLS],
+        "generate": model.tokenizer.decode(generated[0], skip_special_tokens=True),
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="a folder that save_pretrained wrote, or a Hub id")
+    parser.add_argument("--results", help="JSON file to write")
+    parser.add_argument("--sts", help="another TSV with the columns score, sentence1, sentence2")
+    arguments = parser.parse_args()
+    model = AutoModel.from_pretrained(
+        arguments.folder, trust_remote_code=True, dtype=torch.float32
+    ).eval()
+    results = {"figures": measure(model, arguments.sts), "examples": show(model)}
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    if arguments.results:
+        Path(arguments.results).write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""From a Llama to a model that encodes, infills and generates, in minutes on a CPU.
+
+    make quickstart
+    python -m examples.quickstart --steps 100 --output outputs/longer
+    python -m examples.quickstart --model HuggingFaceTB/SmolLM2-360M --text my.txt --output outputs/mine
+
+Measures the base model, adapts it with all three objectives, writes a folder, loads that in a new process
+by `AutoModel.from_pretrained(folder, trust_remote_code=True)`, measures again and prints both. What an
+earlier run with the same options has finished is used, not done again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from transformers.utils import logging
+
+from training.train import parse, prepare_base, train
+
+from .folder import INFILLS, SENTENCES, measure, show
+
+CONFIG = Path(__file__).parents[1] / "training" / "configs" / "quickstart.yaml"
+
+ROWS = {
+    "both_sides": "infilling perplexity, both sides",
+    "left_only": "infilling perplexity, left side only",
+    "causal": "causal perplexity",
+    "sts": "sentence similarity, Spearman x 100",
+    "sts_no_prompt": "the same without a prompt",
+}
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, help="training steps (default: the config's 50)")
+    parser.add_argument("--model", help="Hub id or folder of a Llama (default: SmolLM2-135M)")
+    parser.add_argument("--text", help="your text: .txt, .jsonl or .parquet")
+    parser.add_argument("--pairs", help="your sentence pairs: .jsonl or .parquet")
+    parser.add_argument("--output", default="outputs/quickstart", help="where results go")
+    parser.add_argument("--sts", help="also measure on a TSV: score, sentence1, sentence2")
+    return parser.parse_args()
+
+
+def training_arguments(chosen: argparse.Namespace):
+    """The config's arguments with the options on top; `--steps` shares out the schedule."""
+    command_line = [str(CONFIG), "--output_dir", chosen.output]
+    for flag, value in (
+        ("--model", chosen.model),
+        ("--blocks_file", chosen.text),
+        ("--pairs_file", chosen.pairs),
+    ):
+        command_line += [flag, value] if value else []
+    arguments = parse(command_line)
+    if chosen.steps is not None:
+        if chosen.steps < 2:
+            raise SystemExit(f"--steps is {chosen.steps}: give 2 or more")
+        args = arguments[2]
+        total = sum(phase["steps"] for phase in args.objective_schedule)
+        first = args.objective_schedule[0]
+        first["steps"] = max(1, round(chosen.steps * first["steps"] / total))
+        args.objective_schedule[1]["steps"] = chosen.steps - first["steps"]
+        args.max_steps = chosen.steps
+    return arguments
+
+
+def claim(output: Path, chosen: argparse.Namespace) -> None:
+    """Refuse a folder that holds a run with other options; its parts do not fit this one."""
+    mine = {k: v for k, v in vars(chosen).items() if k not in ("output", "sts")}
+    path = output / "options.json"
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        if theirs != mine:
+            raise SystemExit(
+                f"{output} holds a run with other options ({theirs}): give another --output"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine), encoding="utf-8")
+
+
+def stage(name: str, seconds: dict[str, float], began: float) -> float:
+    """Note and say how long a part took."""
+    seconds[name] = time.monotonic() - began
+    print(f"-- {name}: {seconds[name]:.0f} s\n", flush=True)
+    return time.monotonic()
+
+
+def table(before: dict[str, float], after: dict[str, float]) -> str:
+    """The figures side by side."""
+    lines = [f"{'':40}{'before':>10}{'after':>10}{'change':>10}"]
+    for key, label in ROWS.items():
+        if key in before and key in after:
+            old, new = before[key], after[key]
+            change = (
+                f"{100 * (new / old - 1):+.0f} %" if "perplexity" in label else f"{new - old:+.2f}"
+            )
+            lines.append(f"{label:40}{old:10.2f}{new:10.2f}{change:>10}")
+    return "\n".join(lines)
+
+
+def print_examples(before: dict, after: dict) -> None:
+    """One example of each job, before and after."""
+    print("Encoding: cosine similarity to the first sentence\n  " + SENTENCES[0])
+    for i, sentence in enumerate(SENTENCES[1:], 1):
+        old, new = before["similarity"][0][i], after["similarity"][0][i]
+        print(f"    {old:6.2f} before {new:6.2f} after   {sentence}")
+    print("\nInfilling: the text between the brackets was written")
+    for (prefix, suffix), old, new in zip(INFILLS, before["infill"], after["infill"], strict=True):
+        print(f"  before: {prefix}[{old}]{suffix}\n  after:  {prefix}[{new}]{suffix}")
+    print(f"\nGenerating\n  before: {before['generate']}\n  after:  {after['generate']}")
+
+
+def main() -> None:
+    """The command."""
+    chosen = options()
+    output = Path(chosen.output)
+    arguments = training_arguments(chosen)
+    claim(output, chosen)
+    warnings.filterwarnings("ignore", module=r"torch\.utils\.data|transformers|peft")
+    logging.set_verbosity_error()
+    seconds: dict[str, float] = {}
+    began = time.monotonic()
+
+    before_file = output / "before.json"
+    folder = output / "model"
+    adapted = (folder / "config.json").exists()
+    if not (before_file.exists() and adapted):
+        print(f"1. Load and measure the base model {arguments[0].model}", flush=True)
+        base = prepare_base(*arguments[:2]).eval()
+        if not before_file.exists():
+            before = {"figures": measure(base, chosen.sts), "examples": show(base)}
+            before_file.write_text(json.dumps(before, indent=2), encoding="utf-8")
+        began = stage("base model measured", seconds, began)
+    if not adapted:
+        print(f"2. Adapt it in {arguments[2].max_steps} steps: mntp, msg and sscl are the losses")
+        train(base, arguments)
+        began = stage("adapted and saved", seconds, began)
+
+    after_file = output / "after.json"
+    if not after_file.exists():
+        print(f"3. Load {folder} in a new process by AutoModel, and measure it", flush=True)
+        command = [sys.executable, "-m", "examples.folder", folder, "--results", after_file]
+        command += ["--sts", chosen.sts] if chosen.sts else []
+        subprocess.run(command, check=True, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"})
+        began = stage("reloaded and measured", seconds, began)
+
+    before, after = (json.loads(p.read_text(encoding="utf-8")) for p in (before_file, after_file))
+    print(table(before["figures"], after["figures"]), end="\n\n")
+    print_examples(before["examples"], after["examples"])
+    print(f"\nThe adapted model: {folder}   (LoRA adapter alone: {output / 'adapter'})")
+    if seconds:
+        print(f"Took {sum(seconds.values()):.0f} s.")
+
+
+if __name__ == "__main__":
+    main()
