@@ -1,0 +1,62 @@
+"""Every block of the README runs; every command in it is one that there is."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from training.train import parse
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    for language, block in BLOCKS:
+        if language == "bash":
+            yield from (line.split("  #")[0].strip() for line in block.splitlines() if line.strip())
+
+
+def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):
+    """On the real base model, saved where the quickstart saves."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "model"):
+        base_model.save_pretrained(f"outputs/quickstart/{name}")
+    namespace: dict = {}
+    blocks = [block for language, block in BLOCKS if language == "python"]
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace["vectors"].shape == (2, 576)
+    assert namespace["words"].shape == (3, 576)
+    assert isinstance(namespace["middle"], str) and len(namespace["middles"]) == 2
+    assert namespace["text"].startswith("Once upon a time")
+    assert namespace["logits"].shape[-1] == 49152
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_exists(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    if words[0] == "make":
+        subprocess.run(["make", "-n", *words[1:]], check=True, capture_output=True)
+    elif words[:3] == ["python", "-m", "training.train"]:
+        model, data, _ = parse(words[3:])
+        assert model.model and data.blocks_file
+    else:
+        assert words[:2] == ["python", "-m"]
+        module = ROOT / (words[2].replace(".", "/") + ".py")
+        flags = re.findall(r'add_argument\("(--[\w-]+)"', module.read_text(encoding="utf-8"))
+        assert set(re.findall(r"--[\w-]+", command)) <= set(flags)
+
+
+def test_no_link_is_dead():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+            assert target[1:] in [h.lower().replace(" ", "-") for h in headings]
+        elif not target.startswith("http"):
+            assert (ROOT / target).exists()
