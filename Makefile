@@ -25,7 +25,7 @@ quickstart: $(VENV)/.quickstart
 	$(RUN)/python -m examples.quickstart
 
 test: $(VENV)/.dev
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .

@@ -36,10 +36,11 @@ SENTENCES = [
     "The bank raised its interest rates again.",
 ]
 PROMPT = "The history of the steam engine"
+INFILL_LENGTH = 24
 
 
 def measure(model, sts: str | None = None) -> dict[str, float]:
-    """The table's figures, on text that no part of the training has seen.
+    """The table's figures, on text that training has not seen.
 
     Args:
         model: a MAGNET model with its tokenizer.
@@ -63,7 +64,7 @@ def show(model) -> dict:
     )
     return {
         "similarity": np.round(vectors @ vectors.T, 2).tolist(),
-        "infill": [model.infill(prefix, suffix) for prefix, suffix in INFILLS],
+        "infill": [model.infill(*sides, max_new_tokens=INFILL_LENGTH) for sides in INFILLS],
         "generate": model.tokenizer.decode(generated[0], skip_special_tokens=True),
     }
 
@@ -81,7 +82,9 @@ def main() -> None:
     results = {"figures": measure(model, arguments.sts), "examples": show(model)}
     text = json.dumps(results, indent=2, ensure_ascii=False)
     if arguments.results:
-        Path(arguments.results).write_text(text + "\n", encoding="utf-8")
+        aside = Path(arguments.results + ".partial")
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(arguments.results)
     else:
         print(text)
 

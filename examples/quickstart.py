@@ -4,7 +4,8 @@
     python -m examples.quickstart --steps 100 --output outputs/longer
     python -m examples.quickstart --model HuggingFaceTB/SmolLM2-360M --text my.txt --output outputs/mine
 
-Measures the base model, adapts it with all three objectives, writes a folder, loads that in a new process
+Measures the base model as it comes, and with the start token that it predicts text best behind; adapts it with
+all three objectives, writes a folder, loads that in a new process
 by `AutoModel.from_pretrained(folder, trust_remote_code=True)`, measures again and prints both. What an
 earlier run with the same options has finished is used, not done again.
 """
@@ -20,11 +21,14 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from training.train import parse, prepare_base, train
+from training.base import load_base
+from training.train import parse, settle_start_token, train
 
 from .folder import INFILLS, SENTENCES, measure, show
 
 CONFIG = Path(__file__).parents[1] / "training" / "configs" / "quickstart.yaml"
+
+TITLES = {"as_it_comes": "as it comes", "before": "start token", "after": "adapted"}
 
 ROWS = {
     "both_sides": "infilling perplexity, both sides",
@@ -90,16 +94,11 @@ def stage(name: str, seconds: dict[str, float], began: float) -> float:
     return time.monotonic()
 
 
-def table(before: dict[str, float], after: dict[str, float]) -> str:
+def table(columns: dict[str, dict[str, float]]) -> str:
     """The figures side by side."""
-    lines = [f"{'':40}{'before':>10}{'after':>10}{'change':>10}"]
+    lines = [f"{'':40}" + "".join(f"{name:>15}" for name in columns)]
     for key, label in ROWS.items():
-        if key in before and key in after:
-            old, new = before[key], after[key]
-            change = (
-                f"{100 * (new / old - 1):+.0f} %" if "perplexity" in label else f"{new - old:+.2f}"
-            )
-            lines.append(f"{label:40}{old:10.2f}{new:10.2f}{change:>10}")
+        lines.append(f"{label:40}" + "".join(f"{c[key]:15.2f}" for c in columns.values()))
     return "\n".join(lines)
 
 
@@ -126,35 +125,42 @@ def main() -> None:
     seconds: dict[str, float] = {}
     began = time.monotonic()
 
-    before_file = output / "before.json"
+    files = {name: output / f"{name}.json" for name in ("as_it_comes", "before", "after")}
     folder = output / "model"
     adapted = (folder / "config.json").exists()
-    if not (before_file.exists() and adapted):
+    if not (files["before"].exists() and adapted):
         print(f"1. Load and measure the base model {arguments[0].model}", flush=True)
-        base = prepare_base(*arguments[:2]).eval()
-        if not before_file.exists():
-            before = {"figures": measure(base, chosen.sts), "examples": show(base)}
-            before_file.write_text(json.dumps(before, indent=2), encoding="utf-8")
+        base = load_base(arguments[0].model).eval()
+        if not files["as_it_comes"].exists():
+            write(files["as_it_comes"], {"figures": measure(base, chosen.sts)})
+        settle_start_token(base, *arguments[:2])
+        if not files["before"].exists():
+            write(files["before"], {"figures": measure(base, chosen.sts), "examples": show(base)})
         began = stage("base model measured", seconds, began)
     if not adapted:
         print(f"2. Adapt it in {arguments[2].max_steps} steps: mntp, msg and sscl are the losses")
         train(base, arguments)
         began = stage("adapted and saved", seconds, began)
-
-    after_file = output / "after.json"
-    if not after_file.exists():
+    if not files["after"].exists():
         print(f"3. Load {folder} in a new process by AutoModel, and measure it", flush=True)
-        command = [sys.executable, "-m", "examples.folder", folder, "--results", after_file]
+        command = [sys.executable, "-m", "examples.folder", folder, "--results", files["after"]]
         command += ["--sts", chosen.sts] if chosen.sts else []
         subprocess.run(command, check=True, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"})
         began = stage("reloaded and measured", seconds, began)
 
-    before, after = (json.loads(p.read_text(encoding="utf-8")) for p in (before_file, after_file))
-    print(table(before["figures"], after["figures"]), end="\n\n")
-    print_examples(before["examples"], after["examples"])
+    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
+    print(table({TITLES[name]: result["figures"] for name, result in results.items()}), end="\n\n")
+    print_examples(results["before"]["examples"], results["after"]["examples"])
     print(f"\nThe adapted model: {folder}   (LoRA adapter alone: {output / 'adapter'})")
     if seconds:
         print(f"Took {sum(seconds.values()):.0f} s.")
+
+
+def write(path: Path, content: dict) -> None:
+    """Write JSON, whole or not at all."""
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
 
 
 if __name__ == "__main__":

@@ -221,10 +221,9 @@ class CheckpointMixin(CausalLM):
     def _write_sentence_transformers_files(self, folder: Path, settings: MagnetSettings) -> None:
         """Tell sentence-transformers to hand plain text, untouched by any chat template, to `pool`.
 
-        `pool` adds the start and the end token, so the tokenizer must not, and two positions of the
-        window are left for them.
+        `pool` adds the start and the end token, so the tokenizer must not, and their positions of
+        the window are left free.
         """
-        special = 1 if settings.start_token_id is None else 2
         files = {
             "modules.json": [
                 {
@@ -235,7 +234,7 @@ class CheckpointMixin(CausalLM):
                 }
             ],
             "sentence_bert_config.json": {
-                "max_seq_length": settings.max_length - special,
+                "max_seq_length": settings.max_length - settings.special_tokens,
                 "modality_config": {"text": {"method": "pool", "method_output_name": None}},
                 "module_output_name": "sentence_embedding",
                 "processing_kwargs": {"text": {"add_special_tokens": False}},

@@ -41,9 +41,10 @@ class EncodingMixin(CheckpointMixin):
     ) -> Any:
         """Encode sentences: one vector each, with fully bidirectional attention.
 
-        A sentence becomes `start token + prompt + sentence + end token`, every token is context, and
-        the vector is the last layer's output at the end token (MAGNET, section 3.2.2). The argument
-        names are those of `sentence_transformers.SentenceTransformer.encode`.
+        A sentence becomes `start token + prompt + sentence + end token` (without the first where the
+        checkpoint's `start_in_encode` is false), every token is context, and the vector is the last
+        layer's output at the end token (MAGNET, section 3.2.2). The argument names are those of
+        `sentence_transformers.SentenceTransformer.encode`.
 
         Args:
             sentences: a text, or a sequence of texts.
@@ -98,7 +99,9 @@ class EncodingMixin(CheckpointMixin):
         texts, single = _as_list(sentences)
         prompt_text = self.magnet_settings.prompt_text(prompt_name, prompt)
         token_ids = self._tokenize(
-            [prompt_text + text for text in texts], truncation, extra_tokens=2
+            [prompt_text + text for text in texts],
+            truncation,
+            extra_tokens=self.magnet_settings.special_tokens,
         )
 
         def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
@@ -214,7 +217,7 @@ class EncodingMixin(CheckpointMixin):
     def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Vectors of sentences that are tokenized already, prompt included.
 
-        Puts the start token before and the end token behind each row, and returns the last layer's
+        Puts the start token before (unless the settings leave it out) and the end token behind each row, and returns the last layer's
         output at the end token. This is the method that sentence-transformers calls on a saved
         folder; gradients flow through it in training.
 
@@ -239,7 +242,7 @@ class EncodingMixin(CheckpointMixin):
             columns >= lengths[:, None], settings.end_token_id
         )
         parts = [tokens, tokens.new_full((len(tokens), 1), settings.end_token_id)]
-        if settings.start_token_id is not None:
+        if settings.special_tokens == 2:
             parts.insert(0, tokens.new_full((len(tokens), 1), settings.start_token_id))
         padded = torch.cat(parts, dim=1)  # (batch, longest + 1 or 2)
         last = lengths + len(parts) - 2  # (batch,) the column of the end token

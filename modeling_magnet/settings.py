@@ -24,6 +24,8 @@ class MagnetSettings:
     Attributes:
         start_token_id: the token that begins every sequence, or None for none. Base models differ in
             what they saw there; see `training.base.choose_start_token`.
+        start_in_encode: whether it also begins what `encode` reads. The token draws attention to
+            itself, which an adaptation of sentence vectors may have to fight.
         end_token_id: the token appended to a sentence, whose last hidden state is its vector.
         max_length: the longest sequence in tokens, start, prompt and end included.
         prompts: named texts that can stand before a sentence.
@@ -33,6 +35,7 @@ class MagnetSettings:
     start_token_id: int | None
     end_token_id: int
     max_length: int
+    start_in_encode: bool = True
     prompts: dict[str, str] = field(default_factory=lambda: dict(PAPER_PROMPTS))
     default_prompt_name: str | None = "sentence"
 
@@ -74,6 +77,11 @@ class MagnetSettings:
                     f"{name} is {token_id}, outside the model's vocabulary of {config.vocab_size}"
                 )
         return cls(**given)
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens `encode` adds to a sentence and its prompt."""
+        return 2 if self.start_in_encode and self.start_token_id is not None else 1
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they go into `config.magnet`."""

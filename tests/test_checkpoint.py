@@ -119,10 +119,13 @@ def test_saved_again_from_remote_code_it_still_loads(folder, tmp_path, tiny, cle
     assert {p.name for p in (tmp_path / "again").iterdir()} == {p.name for p in folder.iterdir()}
 
 
-def test_sentence_transformers_gives_the_same_vectors(folder, tiny):
+@pytest.mark.parametrize("start_in_encode", [True, False])
+def test_sentence_transformers_gives_the_same_vectors(tmp_path, tiny, start_in_encode):
     """Also where the tokenizer has a chat template, which sentence-transformers would apply."""
     assert tiny.tokenizer.chat_template
-    model = SentenceTransformer(str(folder), trust_remote_code=True)
+    tiny.config.magnet = {"start_in_encode": start_in_encode}
+    tiny.save_pretrained(tmp_path / "m")
+    model = SentenceTransformer(str(tmp_path / "m"), trust_remote_code=True)
     np.testing.assert_allclose(model.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
     np.testing.assert_allclose(
         model.encode(SENTENCES, prompt_name="STS"),
@@ -135,7 +138,7 @@ def test_sentence_transformers_gives_the_same_vectors(folder, tiny):
         atol=1e-6,
     )
     assert model.get_embedding_dimension() == 48
-    assert model.max_seq_length == 254
+    assert model.max_seq_length == (254 if start_in_encode else 255)
 
 
 def test_sentence_transformers_on_a_tokenizer_that_adds_a_start_token(tmp_path, tiny):

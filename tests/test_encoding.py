@@ -64,6 +64,17 @@ def test_prompts_by_name_by_text_and_none(tiny):
     np.testing.assert_array_equal(tiny.encode(text), tiny.encode(text, prompt=""))
 
 
+def test_without_a_start_token_in_encode(tiny):
+    tiny.config.magnet = {"start_in_encode": False}
+    text = SENTENCES[0]
+    ids = [*tiny.tokenizer(PROMPT + text, add_special_tokens=False)["input_ids"], 1]
+    output = tiny.model(input_ids=torch.tensor([ids]), is_causal=False).last_hidden_state[0, -1]
+    np.testing.assert_allclose(tiny.encode(text), output.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(tiny.encode(SENTENCES)[0], tiny.encode(text), atol=1e-5)
+    tokens = tiny.encode_tokens(text)  # the first token's vector stays the start token's output
+    np.testing.assert_array_equal(tokens, make_model().encode_tokens(text))
+
+
 def test_return_types(tiny):
     assert isinstance(tiny.encode(SENTENCES), np.ndarray)
     assert tiny.encode(SENTENCES).dtype == np.float32

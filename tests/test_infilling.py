@@ -3,7 +3,13 @@
 import pytest
 import torch
 from tiny import make_model
-from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, TextStreamer
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaForCausalLM,
+    TextIteratorStreamer,
+    TextStreamer,
+)
 
 PREFIX, SUFFIX = "The old harbour was", " before the boats came home."
 
@@ -76,6 +82,16 @@ def test_greedy_tokens_equal_the_in_place_loop(endless, attention, arguments):
     expected, _ = in_place(endless, [PREFIX, SUFFIX], [6], 0, 6)
     output = spans_of(endless, (PREFIX, SUFFIX), span_length=6, **arguments)
     assert output.sequences.tolist() == [expected]
+
+
+def test_an_assistant_of_the_same_class_changes_nothing(endless):
+    expected, _ = in_place(endless, [PREFIX, SUFFIX], [6], 0, 6)
+    assistant = make_model(seed=1)
+    output = spans_of(endless, (PREFIX, SUFFIX), span_length=6, assistant_model=assistant)
+    assert output.sequences.tolist() == [expected]
+    with pytest.raises(ValueError, match="span_ids"):
+        llama = LlamaForCausalLM(endless.config)
+        endless.infill(PREFIX, SUFFIX, span_length=6, assistant_model=llama)
 
 
 def test_float64_logits_equal_the_in_place_loop(endless):

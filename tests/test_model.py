@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import SENTENCES, make_model
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, TorchAoConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -122,6 +122,19 @@ def test_device_map(tmp_path, tiny, device_map):
     )
     arguments = {"prefix": "The old", "suffix": " boats", "span_length": 4}
     assert model.infill(**arguments) == tiny.infill(**arguments)
+
+
+def test_quantised(tmp_path, tiny):
+    """int8 weights by torchao, as transformers loads them; CI installs it for this test alone."""
+    quantization = pytest.importorskip("torchao.quantization")
+    tiny.save_pretrained(tmp_path / "m")
+    model = MagnetLlamaForCausalLM.from_pretrained(
+        tmp_path / "m", quantization_config=TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    )
+    assert type(model.model.layers[0].mlp.up_proj.weight).__module__.startswith("torchao")
+    one, two = (m.encode(SENTENCES, normalize_embeddings=True) for m in (tiny, model))
+    assert (one * two).sum(1).min() > 0.99 and not (one == two).all()
+    assert isinstance(model.infill("The old", " boats", span_length=3), str)
 
 
 def test_any_llama_checkpoint_loads(tmp_path, tiny):

@@ -23,6 +23,16 @@ class ModelArguments:
             "behind, `none` is none."
         },
     )
+    start_in_encode: bool = field(
+        default=True,
+        metadata={"help": "Whether sentences to encode begin with the start token too."},
+    )
+    projection_head: bool = field(
+        default=True,
+        metadata={
+            "help": "Train SSCL through a linear head that is dropped afterwards (paper: yes)."
+        },
+    )
     mask_token: str = field(
         default="_", metadata={"help": "A single token of the vocabulary (paper: `_`)."}
     )
@@ -76,7 +86,7 @@ class DataArguments:
     other_prompt_fraction: float = field(
         default=0.5,
         metadata={
-            "help": "Share of sentences that get another named prompt, or none, in place of the default."
+            "help": "Share of steps whose sentences get no prompt, or another named one, in place of the default."
         },
     )
 

@@ -3,9 +3,11 @@
 import importlib.util
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling_magnet import MagnetLlamaForCausalLM
@@ -44,7 +46,7 @@ def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
 
 @torch.no_grad()
 def choose_start_token(
-    model: MagnetLlamaForCausalLM, texts: list[str], length: int = 96
+    model: MagnetLlamaForCausalLM, texts: list[str], length: int = 96, count: int = 16
 ) -> tuple[int | None, dict[str, float]]:
     """Measure behind which first token a model predicts text best.
 
@@ -53,16 +55,17 @@ def choose_start_token(
 
     Args:
         model: with its tokenizer.
-        texts: a few dozen texts.
+        texts: paragraphs; the first `count` that are long enough are used.
         length: tokens to read of each.
+        count: how many to read.
 
     Returns:
         The token's id (None: no start token is best), and the perplexity of each candidate: the
         tokenizer's special tokens and none.
     """
     tokenizer = model.tokenizer
-    token_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    rows = [ids[:length] for ids in token_ids if len(ids) >= length]
+    token_ids = tokenizer(texts[: 10 * count], add_special_tokens=False)["input_ids"]
+    rows = [ids[:length] for ids in token_ids if len(ids) >= length][:count]
     if not rows:
         raise ValueError(f"no text has {length} tokens: give longer texts")
     text = torch.tensor(rows, device=model.device)  # (texts, length)
@@ -115,7 +118,9 @@ def for_objectives(
     model: MagnetLlamaForCausalLM, arguments: ModelArguments
 ) -> PeftModel | MagnetLlamaForObjectives:
     """The same weights in the class that trains, with a fresh LoRA adapter unless `lora_r` is 0."""
-    training_model = convert(model, MagnetLlamaForObjectives)
+    training_model: Any = convert(model, MagnetLlamaForObjectives)
+    if not arguments.projection_head:
+        training_model.projection = nn.Identity()
     if arguments.lora_r == 0:
         return training_model
     config = LoraConfig(
@@ -123,7 +128,7 @@ def for_objectives(
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules=arguments.lora_target_modules,
-        modules_to_save=["projection"],
+        modules_to_save=["projection"] if arguments.projection_head else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(training_model, config)

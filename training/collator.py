@@ -20,7 +20,7 @@ MASKED, RANDOM = 0.8, 0.1
 
 @dataclass
 class MagnetCollator:
-    """Marks spans, masks context tokens and adds prompts, seeded by the seed and the item's number.
+    """Marks spans, masks context tokens and adds prompts; all drawn from the seed and item numbers.
 
     Attributes:
         tokenizer: of the base model.
@@ -29,6 +29,7 @@ class MagnetCollator:
         vocab_size: random tokens are drawn below it.
         arguments: span lengths, shares and limits.
         seed: of all that is drawn.
+        items_a_step: items in an optimizer step, over all processes and accumulated batches.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ class MagnetCollator:
     vocab_size: int
     arguments: DataArguments
     seed: int
+    items_a_step: int
 
     def __call__(self, items: list[Item]) -> dict[str, torch.Tensor]:
         """Collate.
@@ -113,17 +115,13 @@ class MagnetCollator:
         return span_ids
 
     def _tokenize_pairs(self, items: list[Item]) -> dict[str, torch.Tensor]:
-        texts = []
-        for view in (0, 1):
-            for item in items:
-                generator = np.random.default_rng((self.seed, 3 + view, item.index))
-                texts += [self._draw_prompt(generator) + pair[view] for pair in item.pairs]
-        special = 1 if self.settings.start_token_id is None else 2
+        prompt = self._draw_prompt(items[0].index // self.items_a_step)
+        texts = [prompt + pair[view] for view in (0, 1) for item in items for pair in item.pairs]
         token_ids = self.tokenizer(
             texts,
             add_special_tokens=False,
             truncation=True,
-            max_length=self.arguments.pair_length - special,
+            max_length=self.arguments.pair_length - self.settings.special_tokens,
         )["input_ids"]
         longest = max(map(len, token_ids))
         padded = torch.zeros(len(token_ids), longest, dtype=torch.long)
@@ -133,13 +131,16 @@ class MagnetCollator:
             mask[row, : len(ids)] = 1
         return {"pair_input_ids": padded, "pair_attention_mask": mask}
 
-    def _draw_prompt(self, generator: np.random.Generator) -> str:
-        """The default prompt, or at times another or none, drawn for each view by itself.
+    def _draw_prompt(self, step: int) -> str:
+        """The default prompt or, in a share of steps, none or another one (as often as each other).
 
-        A prompt shared by both views would tell which sentences belong together.
+        All sentences of a step have the same: prompts that differ would tell sentences apart.
         """
         default = self.settings.prompt_text(None, None)
-        others = [text for text in self.settings.prompts.values() if text != default] + [""]
+        generator = np.random.default_rng((self.seed, 3, step))
         if generator.random() >= self.arguments.other_prompt_fraction:
             return default
+        others = [text for text in self.settings.prompts.values() if text != default]
+        if not others or generator.random() < 0.5:
+            return ""
         return others[generator.integers(len(others))]

@@ -57,20 +57,22 @@ def parse(command_line: list[str]) -> Arguments:
     return model, data, args
 
 
-def prepare_base(arguments: ModelArguments, data: DataArguments) -> MagnetLlamaForCausalLM:
-    """Load the base model and settle its start token, before anything is trained or measured."""
-    model = load_base(arguments.model)
-    texts = read_columns(data.blocks_file, ("text",))["text"]
+def settle_start_token(
+    model: MagnetLlamaForCausalLM, arguments: ModelArguments, data: DataArguments
+) -> None:
+    """Write the start token that the run names, or that is measured to be best, into the model."""
+    texts = read_columns(data.blocks_file, ("text",))["text"][:]
     settings = model.magnet_settings
-    settings.start_token_id = resolve_start_token(model, arguments.start_token, texts[:16])
+    settings.start_token_id = resolve_start_token(model, arguments.start_token, texts)
+    settings.start_in_encode = arguments.start_in_encode
     model.config.magnet = settings.to_dict()
-    return model
 
 
 def make_trainer(model: MagnetLlamaForCausalLM, arguments: Arguments) -> MagnetTrainer:
     """Everything of a run but its start: data, collator, the model in its training class."""
     model_arguments, data, args = arguments
     tokenizer, settings = model.tokenizer, model.magnet_settings
+    items_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     collator = MagnetCollator(
         tokenizer=tokenizer,
         settings=settings,
@@ -78,6 +80,7 @@ def make_trainer(model: MagnetLlamaForCausalLM, arguments: Arguments) -> MagnetT
         vocab_size=model.config.vocab_size,
         arguments=data,
         seed=args.seed,
+        items_a_step=items_a_step,
     )
     blocks = make_blocks(
         read_columns(data.blocks_file, ("text",))["text"],
@@ -89,7 +92,6 @@ def make_trainer(model: MagnetLlamaForCausalLM, arguments: Arguments) -> MagnetT
     if data.pairs_per_block:
         table = read_columns(data.pairs_file, ("sentence", "paraphrase"))
         pairs = list(zip(table["sentence"], table["paraphrase"], strict=True))
-    items_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     dataset = MagnetDataset(
         blocks, pairs, args.max_steps * items_a_step, data.pairs_per_block, args.seed
     )
@@ -106,7 +108,7 @@ def train(model: MagnetLlamaForCausalLM, arguments: Arguments) -> MagnetLlamaFor
     """Adapt a base model and write its folders.
 
     Args:
-        model: from `prepare_base`; its weights are taken over.
+        model: the base, its start token settled; its weights are taken over.
         arguments: of the run.
 
     Returns:
@@ -133,7 +135,9 @@ def main() -> None:
     """The command."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse(sys.argv[1:])
-    train(prepare_base(*arguments[:2]), arguments)
+    model = load_base(arguments[0].model)
+    settle_start_token(model, *arguments[:2])
+    train(model, arguments)
     print(f"wrote {Path(arguments[2].output_dir) / 'model'}")
 
 

@@ -26,6 +26,7 @@ def make_collator(**arguments) -> MagnetCollator:
         vocab_size=350,
         arguments=DataArguments(**arguments),
         seed=0,
+        items_a_step=4,
     )
 
 
@@ -115,18 +116,28 @@ def test_pairs_come_with_prompts_sentences_first():
     )
 
 
-def test_prompts_vary_for_each_view_by_itself():
+def prompts_of(collate, items):
+    batch = collate(items)
+    return {
+        collate.tokenizer.decode(row[mask.bool()])
+        .removesuffix("The cat 0.")
+        .removesuffix("A cat 0!")
+        for row, mask in zip(batch["pair_input_ids"], batch["pair_attention_mask"])
+    }
+
+
+def test_prompts_vary_by_step_and_are_one_a_step():
+    """A prompt that differs within a step would tell which sentences belong together."""
     collate = make_collator(other_prompt_fraction=0.5)
-    batch = collate(items(200, pairs=1))
-    texts = [collate.tokenizer.decode(row[m.bool()]) for row, m in zip(
-        batch["pair_input_ids"], batch["pair_attention_mask"])]  # fmt: skip
-    one, two = ([t.removesuffix("The cat 0.").removesuffix("A cat 0!") for t in half]
-                for half in (texts[:200], texts[200:]))  # fmt: skip
-    assert set(one) == set(two) == {*collate.settings.prompts.values(), ""}
-    default = collate.settings.prompt_text(None, None)
-    both = sum(a == b == default for a, b in zip(one, two)) / 200
-    assert one.count(default) / 200 == pytest.approx(0.5, abs=0.1)
-    assert both == pytest.approx(0.25, abs=0.1)
+    steps = [items(800, length=40, pairs=1)[i : i + 4] for i in range(0, 800, 4)]
+    drawn = [prompts_of(collate, step) for step in steps]
+    assert all(len(prompts) == 1 for prompts in drawn)
+    halves = [prompts_of(collate, step[2:]) for step in steps]  # another process, or accumulation
+    assert halves == drawn
+    counts = Counter(prompts.pop() for prompts in drawn)
+    assert set(counts) == {*collate.settings.prompts.values(), ""}
+    assert counts[collate.settings.prompt_text(None, None)] / 200 == pytest.approx(0.5, abs=0.1)
+    assert counts[""] / 200 == pytest.approx(0.25, abs=0.1)
 
 
 def test_long_pairs_are_cut_to_pair_length():

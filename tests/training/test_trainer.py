@@ -10,13 +10,20 @@ from peft import AutoPeftModelForCausalLM
 from tiny import SENTENCES
 from transformers import AutoModel, set_seed
 
+from training.base import load_base
 from training.collator import IGNORE
-from training.train import make_trainer, prepare_base, train
+from training.train import make_trainer, settle_start_token, train
+
+
+def base_for(arguments):
+    model = load_base(arguments[0].model)
+    settle_start_token(model, *arguments[:2])
+    return model
 
 
 def trainer_for(arguments):
     set_seed(arguments[2].seed)
-    return make_trainer(prepare_base(*arguments[:2]), arguments)
+    return make_trainer(base_for(arguments), arguments)
 
 
 def trained(arguments):
@@ -141,9 +148,10 @@ def test_a_killed_run_goes_on_where_it_was(run, corpus):
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
-def test_the_folders_of_a_run(run, corpus, lora_r):
-    arguments = run(lora_r=lora_r)
-    adapted = train(prepare_base(*arguments[:2]), arguments)
+@pytest.mark.parametrize("projection_head", [True, False])
+def test_the_folders_of_a_run(run, corpus, lora_r, projection_head):
+    arguments = run(lora_r=lora_r, projection_head=projection_head)
+    adapted = train(base_for(arguments), arguments)
     out = corpus / "out"
     vectors = adapted.encode(SENTENCES)
     before = AutoModel.from_pretrained(out / "base", trust_remote_code=True)
