@@ -23,7 +23,7 @@ from evaluation.measures import (
 from training.data import read_columns
 
 DATA = Path(__file__).parent / "data"
-PAIRS, SEED = 200, 0
+ROWS, PAIRS, SEED = 40, 125, 0
 
 INFILLS = [
     ("The capital of France is", " and it lies on the river Seine."),
@@ -47,7 +47,7 @@ def measure(model, sts: str | None = None) -> dict[str, float]:
         sts: a TSV of sentence pairs with human scores, in place of the one that comes along.
     """
     texts = read_columns(DATA / "wiki-validation.jsonl", ("text",))["text"][:]
-    rows = tokenize_rows(texts, model)
+    rows = tokenize_rows(texts, model, count=ROWS)
     figures = perplexities(model, rows, draw_spans([len(row) for row in rows], SEED))
     path, count = (sts, None) if sts else (DATA / "sts-answers-forums.tsv", PAIRS)
     for name, arguments in (("sts", {}), ("sts_no_prompt", {"prompt": ""})):
