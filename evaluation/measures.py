@@ -101,17 +101,17 @@ def perplexities(
         )  # (batch, length)
         real = torch.arange(ids.shape[1]) < torch.tensor([[len(rows[i])] for i in batch])
         real = real.to(model.device)
-        in_span = (spans > 0)[:, 1:]
-        for name, arguments in (("both_sides", {"span_ids": spans}), ("left_only", {})):
+        predicted = {"both_sides": spans > 0, "left_only": spans > 0, "causal": real}
+        for name, arguments in (("both_sides", {"span_ids": spans}), ("causal", {})):
             logits = model(input_ids=ids, attention_mask=real.long(), **arguments).logits
-            losses = F.cross_entropy(
-                logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
+            picked = predicted[name][:, 1:]  # (batch, length - 1)
+            losses = torch.zeros(picked.shape, device=ids.device)
+            losses[picked] = F.cross_entropy(
+                logits[:, :-1][picked].float(), ids[:, 1:][picked], reduction="none"
             )
-            sums[name] += losses[in_span].sum().item()
-            counts[name] += int(in_span.sum())
-            if name == "left_only":
-                sums["causal"] += losses[real[:, 1:]].sum().item()
-                counts["causal"] += int(real[:, 1:].sum())
+            for part in ("both_sides",) if name == "both_sides" else ("left_only", "causal"):
+                sums[part] += losses[predicted[part][:, 1:]].sum().item()
+                counts[part] += int(predicted[part][:, 1:].sum())
     return {name: math.exp(sums[name] / counts[name]) for name in sums}
 
 
