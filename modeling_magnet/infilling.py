@@ -56,8 +56,9 @@ class InfillingMixin(EncodingMixin):
                 space where there is one.
             span_length: how many token positions the gap has, for all or one each; the span is up to
                 as long and ends earlier only at an end token (the paper's setting). None: gaps of
-                several lengths are decoded together, and the span is taken that the model, read
-                left to right, finds most likely together with the first words of the suffix.
+                several lengths are decoded together, and the span is taken behind which the model,
+                read left to right, finds the first tokens of the suffix most likely. Behind an
+                empty suffix one gap of `max_new_tokens` is enough.
             max_new_tokens: the most that may be written. Default: `span_length`, or 64.
             streamer: gets the span's tokens as they come (not the prompt). Needs `span_length`.
             generate_arguments: everything else that `generate` takes.
@@ -211,7 +212,8 @@ class InfillingMixin(EncodingMixin):
                         f"text {t} has no text between blanks {b - 1} and {b}: join them"
                     )
             for b, length in enumerate(wanted):
-                for gap in candidates if length is None else [length]:
+                unknown = candidates if token_ids[b + 1] else [limit]  # nothing behind to fit
+                for gap in unknown if length is None else [length]:
                     gaps = [usual if n is None else n for n in wanted]
                     gaps[b] = gap
                     positions = sum(map(len, token_ids)) + sum(gaps)
@@ -259,15 +261,16 @@ class InfillingMixin(EncodingMixin):
     def _best(self, rows: list["_Row"]) -> list["_Row"]:
         """One row for each blank, its spans the candidates of all gaps, the likeliest first.
 
-        A candidate's score is the mean log-probability of its tokens and of the suffix's first
-        tokens, read left to right after the prefix by the same model.
+        A candidate's score is the mean log-probability of the suffix's first tokens behind prefix
+        and candidate, read left to right by the same model. (With the candidate's own tokens in the
+        mean, repetitions win: a model finds them likely.)
         """
         texts, firsts = [], []
         owners = [(row, span) for row in rows for span in row.spans]
         for row, span in owners:
             before = row.parts[row.blank]
             texts.append(before + span + row.parts[row.blank + 1][:SEAM_LENGTH])
-            firsts.append(len(before))
+            firsts.append(len(before) + len(span))
         scores = self._mean_log_probability(texts, firsts)
         best: dict[tuple[int, int], list[tuple[float, _Row, list[int]]]] = {}
         for score, (row, span) in zip(scores, owners, strict=True):

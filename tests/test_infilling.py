@@ -209,7 +209,7 @@ def test_max_new_tokens_bounds_what_is_written_not_the_gap(endless):
     assert output.sequences.tolist() == [expected]
 
 
-def test_without_a_length_the_likeliest_candidate_is_taken(endless):
+def test_without_a_length_the_suffix_reads_on_best(endless):
     """The choice is that of a brute-force search over the same candidates."""
     written = endless.infill(PREFIX, SUFFIX, max_new_tokens=12)
     prefix = [0, *ids_of(endless, PREFIX)]
@@ -220,10 +220,12 @@ def test_without_a_length_the_likeliest_candidate_is_taken(endless):
         ids = torch.tensor([prefix + span + suffix])
         logits = endless(input_ids=ids).logits[0, :-1].log_softmax(-1)
         each = logits.gather(1, ids[0, 1:, None])[len(prefix) - 1 :]
-        scores[endless.infill(PREFIX, SUFFIX, span_length=gap)] = float(each.mean())
+        scores[endless.infill(PREFIX, SUFFIX, span_length=gap)] = float(each[gap:].mean())
     assert written == max(scores, key=scores.get)
     ranked = endless.infill(PREFIX, SUFFIX, max_new_tokens=12, num_return_sequences=1)
     assert ranked == written
+    longest = endless.infill(PREFIX, "", max_new_tokens=12)
+    assert longest == endless.infill(PREFIX, "", span_length=12)
     blanks = endless.infill_blanks([PREFIX, " boats", " home."], max_new_tokens=8)
     assert len(blanks) == 2 and all(blanks)
 
