@@ -42,7 +42,7 @@ ROWS = {
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, help="training steps (default: the config's 36)")
+    parser.add_argument("--steps", type=int, help="training steps (default: the config's 30)")
     parser.add_argument("--model", help="Hub id or folder of a Llama (default: SmolLM2-135M)")
     parser.add_argument("--text", help="your text: .txt, .jsonl or .parquet")
     parser.add_argument("--pairs", help="your sentence pairs: .jsonl or .parquet")

@@ -242,7 +242,7 @@ class EncodingMixin(CheckpointMixin):
             columns >= lengths[:, None], settings.end_token_id
         )
         parts = [tokens, tokens.new_full((len(tokens), 1), settings.end_token_id)]
-        if settings.special_tokens == 2:
+        if settings.start_in_encode and settings.start_token_id is not None:
             parts.insert(0, tokens.new_full((len(tokens), 1), settings.start_token_id))
         padded = torch.cat(parts, dim=1)  # (batch, longest + 1 or 2)
         last = lengths + len(parts) - 2  # (batch,) the column of the end token

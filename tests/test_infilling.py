@@ -18,8 +18,8 @@ def ids_of(model, text):
     return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def in_place(model, parts, gaps, blank, steps):
-    """Greedy tokens and logits of one blank by an uncached loop over the text in its own order.
+def in_place(model, parts, gaps, blank, steps, pick=lambda logits: logits.argmax()):
+    """Tokens and logits of one blank by an uncached loop over the text in its own order.
 
     The other blanks are gaps in the positions; this blank's tokens stand between the parts.
     """
@@ -47,7 +47,7 @@ def in_place(model, parts, gaps, blank, steps):
             span_ids=torch.tensor([span_ids]),
         ).logits[0, last]
         logits.append(row)
-        span.append(int(row.argmax()))
+        span.append(int(pick(row)))
     return span, torch.stack(logits)
 
 
@@ -154,6 +154,13 @@ def test_sampling_with_a_seed(endless):
         torch.manual_seed(seed)
         return endless.infill(PREFIX, SUFFIX, span_length=6, do_sample=True, num_return_sequences=3)
 
+    torch.manual_seed(0)
+    expected, _ = in_place(
+        endless, [PREFIX, SUFFIX], [6], 0, 6, lambda logits: logits.softmax(-1).multinomial(1)
+    )
+    torch.manual_seed(0)
+    one = {"do_sample": True, "top_k": 0, "span_length": 6}
+    assert spans_of(endless, (PREFIX, SUFFIX), **one).sequences.tolist() == [expected]
     assert draw(0) == draw(0)
     assert draw(0) != draw(1)
     assert len(draw(0)) == 3

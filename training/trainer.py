@@ -25,10 +25,12 @@ class MagnetTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # both say: compute_loss has scaled the loss already
         self.loss_is_scaled_for_ga = True
         self._logged: dict[str, tuple[float, float]] = {}  # sum and steps since the last line
-        if self.args.world_size > 1:
+        processes, devices = self.args.world_size, self.args.n_gpu
+        if processes > 1 or devices > 1:
             raise ValueError(
-                f"world_size is {self.args.world_size}: this version trains on one process, since "
-                "negatives of other processes are not gathered yet"
+                f"got {processes} processes with {devices} GPUs each: this version trains on one of "
+                "each, since negatives of other devices are not gathered yet; set "
+                "CUDA_VISIBLE_DEVICES to one GPU"
             )
 
     def _get_train_sampler(self, *args, **kwargs):

@@ -176,8 +176,9 @@ def test_sscl_without_pairs_is_an_error(run):
         trained(run(pairs_per_block=0))
 
 
-def test_a_run_of_several_processes_is_refused(run, monkeypatch):
+@pytest.mark.parametrize("name", ["world_size", "n_gpu"])
+def test_a_run_on_several_devices_is_refused(run, monkeypatch, name):
     arguments = run()
-    monkeypatch.setattr(type(arguments[2]), "world_size", property(lambda self: 2))
-    with pytest.raises(ValueError, match="one process"):
+    monkeypatch.setattr(type(arguments[2]), name, property(lambda self: 2))
+    with pytest.raises(ValueError, match="trains on one of each"):
         trainer_for(arguments)
