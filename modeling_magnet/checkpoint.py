@@ -108,6 +108,12 @@ class CheckpointMixin(CausalLM):
                     f"found no tokenizer in {path}: set model.tokenizer = "
                     "AutoTokenizer.from_pretrained(...)"
                 ) from error
+            if len(self._tokenizer) * 10 < self.config.vocab_size:  # older versions make one up
+                size, self._tokenizer = len(self._tokenizer), None
+                raise ValueError(
+                    f"found no tokenizer in {path} that fits: it has {size} tokens, the model "
+                    f"{self.config.vocab_size}; set model.tokenizer = AutoTokenizer.from_pretrained(...)"
+                )
         return self._tokenizer
 
     @tokenizer.setter

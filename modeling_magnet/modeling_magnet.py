@@ -12,11 +12,18 @@ from transformers import LlamaForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+# Older versions of transformers copy only the files that this one names, so it names them all.
+from .checkpoint import CheckpointMixin
+from .encoding import EncodingMixin
 from .infilling import InfillingMixin
 from .masking import attention_arguments, check_span_ids, extend_span_ids
+from .mixin import CausalLM
+from .settings import MagnetSettings
+
+__all__ = ["MagnetLlamaForCausalLM", "MagnetMixin", "MagnetSettings"]
 
 
-class MagnetMixin(InfillingMixin):
+class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
     """Gives a causal-LM class of transformers a span map, `encode` and `infill`.
 
     Without a span map the class is the one it is mixed into, bit for bit: `generate` and plain

@@ -11,6 +11,7 @@ from transformers import (
     TextStreamer,
 )
 
+NEVER = 10**6  # the id of no token
 PREFIX, SUFFIX = "The old harbour was", " before the boats came home."
 
 
@@ -61,7 +62,7 @@ def spans_of(model, text_or_texts, **arguments):
 def endless():
     """A model whose end token cannot come, so that lengths are known."""
     model = make_model()
-    model.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = NEVER
     return model
 
 
@@ -298,7 +299,7 @@ def test_generate_refuses_to_read_a_map_in_chunks(tiny):
 
 def test_infill_on_the_real_model_equals_the_in_place_loop(base_model):
     end = base_model.generation_config.eos_token_id
-    base_model.generation_config.eos_token_id = None
+    base_model.generation_config.eos_token_id = NEVER
     try:
         parts = ["The capital of France is", " and it lies on the river Seine."]
         expected, _ = in_place(base_model, parts, [5], 0, 5)
@@ -313,7 +314,7 @@ def test_infill_on_the_real_model_equals_the_in_place_loop(base_model):
 def test_a_prompt_with_a_map_goes_on_as_an_open_span(tiny):
     """`generate(span_ids=...)`: zeros make a prefix language model, ones change nothing."""
     ids = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(3))
-    tiny.generation_config.eos_token_id = None
+    tiny.generation_config.eos_token_id = NEVER
     plain = tiny.generate(ids, max_new_tokens=5, do_sample=False)
     ones = tiny.generate(ids, span_ids=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
     assert torch.equal(plain, ones)
@@ -329,7 +330,7 @@ def test_a_prompt_with_a_map_goes_on_as_an_open_span(tiny):
 
 def test_generate_restarts_from_a_cache(tiny):
     ids = torch.randint(3, 300, (1, 7), generator=torch.Generator().manual_seed(3))
-    tiny.generation_config.eos_token_id = None
+    tiny.generation_config.eos_token_id = NEVER
     span_ids = torch.zeros_like(ids)
     cache = DynamicCache(config=tiny.config)
     first = tiny.generate(ids, span_ids=span_ids, past_key_values=cache, max_new_tokens=3)

