@@ -162,7 +162,7 @@ class EncodingMixin(CheckpointMixin):
 
         Example:
             >>> model.encode_tokens("A cat sleeps.").shape
-            (4, 576)
+            (5, 576)
         """
         texts, single = _as_list(sentences)
         token_ids = self._tokenize(texts, truncation, extra_tokens=1)

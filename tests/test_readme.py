@@ -1,12 +1,17 @@
 """Every block of the README runs; every command in it is one that there is."""
 
+import doctest
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from modeling_magnet import MagnetMixin
+from modeling_magnet.encoding import EncodingMixin
+from modeling_magnet.infilling import InfillingMixin
 from training.train import parse
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +40,19 @@ def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):
     assert isinstance(namespace["middle"], str) and len(namespace["middles"]) == 2
     assert namespace["text"].startswith("Once upon a time")
     assert namespace["logits"].shape[-1] == 49152
+
+
+def test_the_docstrings_examples_are_true(base_model):
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(
+        MagnetMixin, globs={"model": base_model, "torch": torch}
+    ):
+        runner.run(test)
+    for mixin in (EncodingMixin, InfillingMixin):
+        for test in doctest.DocTestFinder().find(mixin, globs={"model": base_model}):
+            runner.run(test)
+    result = runner.summarize()
+    assert result.failed == 0 and result.attempted >= 7
 
 
 @pytest.mark.parametrize("command", commands())

@@ -74,8 +74,9 @@ def write_card(
     """
     folder = Path(folder)
     base = "HuggingFaceTB/SmolLM2-135M-Instruct" if model.model == SMOLLM2 else model.model
+    local = Path(base).exists()  # a path of this machine belongs into no card
     training = {
-        "base model": base,
+        "base model": Path(base).name if local else base,
         "LoRA": f"r {model.lora_r}, alpha {model.lora_alpha}"
         if model.lora_r
         else "none, all weights",
@@ -99,7 +100,7 @@ def write_card(
         ModelCardData(),
         template_path=str(CARD_TEMPLATE),
         name=folder.name,
-        base_model=base if not Path(base).exists() else None,
+        base_model=None if local else base,
         training=list(training.items()),
         losses=list(losses.items()),
     )

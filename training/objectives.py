@@ -75,9 +75,7 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
         super().__init__(config)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
-        nn.init.eye_(
-            self.projection.weight
-        )  # at first the loss sees the sentence vectors as they are
+        nn.init.eye_(self.projection.weight)  # the loss begins with the vectors as they are
 
     # A checkpoint of a run is transformers' own; `training.export` writes the MAGNET folder.
     save_pretrained = PreTrainedModel.save_pretrained  # type: ignore[assignment]

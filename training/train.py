@@ -117,8 +117,7 @@ def train(model: MagnetLlamaForCausalLM, arguments: Arguments) -> MagnetLlamaFor
     args = arguments[2]
     output = Path(args.output_dir)
     set_seed(args.seed)
-    if not (output / "base" / "config.json").exists():
-        model.save_pretrained(output / "base")
+    model.save_pretrained(output / "base")
     trainer = make_trainer(model, arguments)
     checkpoint = get_last_checkpoint(args.output_dir) if output.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)

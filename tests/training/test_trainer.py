@@ -162,6 +162,7 @@ def test_the_folders_of_a_run(run, corpus, lora_r, projection_head):
     assert abs(before.encode(SENTENCES) - vectors).max() > 0.01
     card = (out / "model" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
+    assert str(corpus) not in card and "| base model | tiny |" in card
     assert "6 steps of mntp 1, sscl 1, msg 1" in card and "Losses at the end: mntp" in card
     if lora_r:
         adapter = AutoPeftModelForCausalLM.from_pretrained(out / "adapter", trust_remote_code=True)
