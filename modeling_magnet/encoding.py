@@ -257,6 +257,7 @@ class EncodingMixin(CheckpointMixin):
         input_ids: torch.Tensor,
         span_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Last hidden states (batch, length, hidden) under a span map, without the output head."""
         arguments = attention_arguments(
@@ -265,6 +266,7 @@ class EncodingMixin(CheckpointMixin):
             query_length=input_ids.shape[1],
             dtype=self.dtype,
             attention_mask=attention_mask,
+            document_ids=document_ids,
         )
         return self.base_model(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
 

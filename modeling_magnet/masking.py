@@ -15,7 +15,9 @@ MASK_BACKENDS = ("eager", "sdpa", "flex_attention")
 
 
 def hybrid_mask_function(
-    span_ids: torch.Tensor, padding_mask: torch.Tensor | None = None
+    span_ids: torch.Tensor,
+    padding_mask: torch.Tensor | None = None,
+    document_ids: torch.Tensor | None = None,
 ) -> Callable[..., torch.Tensor]:
     """Make the predicate "may query q see key k" of a batch of span maps.
 
@@ -36,6 +38,8 @@ def hybrid_mask_function(
     Args:
         span_ids: (batch, columns) the span map: 0 is context, k >= 1 the k-th span.
         padding_mask: (batch, columns) True where a column holds a real token. None: everywhere.
+        document_ids: (batch, columns) the document of each column, where a row holds several that
+            must not see each other. None: a row is one document.
 
     Returns:
         `f(batch, head, q, k)` in the form that transformers' `masking_utils` takes. `q` and `k` are
@@ -45,6 +49,8 @@ def hybrid_mask_function(
     def predicate(batch, head, q, k):
         span_of_key = span_ids[batch, k]
         allowed = (span_of_key == CONTEXT) | ((span_ids[batch, q] == span_of_key) & (k <= q))
+        if document_ids is not None:
+            allowed = allowed & (document_ids[batch, q] == document_ids[batch, k])
         if padding_mask is not None:
             allowed = (allowed & padding_mask[batch, k]) | (q == k)
         return allowed
@@ -120,6 +126,7 @@ def attention_arguments(
     dtype: torch.dtype,
     attention_mask: torch.Tensor | None = None,
     past_key_values: Cache | None = None,
+    document_ids: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Turn a span map into what the stock decoder takes.
 
@@ -132,6 +139,8 @@ def attention_arguments(
         attention_mask: (batch, past + query_length) 1 for tokens, 0 for padding. None: no padding.
         past_key_values: the cache, whose tokens stand before the queries. A static cache is longer
             than what it holds.
+        document_ids: (batch, query_length) the document of each column (training on packed blocks,
+            without a cache). None: a row is one document.
 
     Returns:
         `attention_mask` as the backend wants it: a bool (sdpa) or additive (eager) tensor of shape
@@ -139,8 +148,8 @@ def attention_arguments(
         there, all context is `is_causal=False`, all one span is nothing.
 
     Raises:
-        ValueError: the backend drops custom masks and the map needs one, or `attention_mask` has
-            another shape than `span_ids`.
+        ValueError: the backend drops custom masks and the map needs one, or `attention_mask` or
+            `document_ids` has another shape than `span_ids`.
     """
     backend = config._attn_implementation
     batch_size, columns = span_ids.shape
@@ -149,11 +158,17 @@ def attention_arguments(
             f"attention_mask has shape {tuple(attention_mask.shape)}, span_ids has "
             f"({batch_size}, {columns}): give both one entry a token"
         )
-    if backend not in MASK_BACKENDS:
+    if document_ids is not None and document_ids.shape != (batch_size, query_length):
+        raise ValueError(
+            f"document_ids has shape {tuple(document_ids.shape)}, the tokens have ({batch_size}, "
+            f"{query_length}): give one entry a token"
+        )
+    if backend not in MASK_BACKENDS and document_ids is None:
         if not span_ids.any():
             return {"attention_mask": attention_mask, "is_causal": False}
         if (span_ids == span_ids[:, :1]).all():
             return {"attention_mask": attention_mask}
+    if backend not in MASK_BACKENDS:
         raise ValueError(
             f"the attention backend {backend!r} would drop the hybrid mask without a word; call "
             f"model.set_attn_implementation with one of {', '.join(MASK_BACKENDS)}"
@@ -172,7 +187,7 @@ def attention_arguments(
         kv_length=key_length,
         q_offset=columns - query_length,
         kv_offset=0,
-        mask_function=hybrid_mask_function(span_ids, padding_mask),
+        mask_function=hybrid_mask_function(span_ids, padding_mask, document_ids),
         attention_mask=None,
         allow_is_causal_skip=False,
         allow_is_bidirectional_skip=False,

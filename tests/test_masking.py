@@ -188,7 +188,7 @@ CHECKS = {
 def wrong(rule):
     """A mask function made of `rule(span of q, span of k, q, k)`, padding as it should be."""
 
-    def function(span_ids, padding_mask=None):
+    def function(span_ids, padding_mask=None, document_ids=None):
         def predicate(batch, head, q, k):
             seen = rule(span_ids[batch, q], span_ids[batch, k], q, k)
             return seen if padding_mask is None else (seen & padding_mask[batch, k]) | (q == k)
@@ -198,7 +198,7 @@ def wrong(rule):
     return function
 
 
-def sees_padding(span_ids, padding_mask=None):
+def sees_padding(span_ids, padding_mask=None, document_ids=None):
     return hybrid_mask_function(span_ids, None)
 
 
@@ -268,6 +268,24 @@ def test_any_map_equals_the_oracle(runs, pad, data):
     assert mask["attention_mask"].any(-1).all()  # no query is without a key, padding included
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_documents_of_a_row_do_not_see_each_other(backend):
+    """A row of two documents gives each what it gets alone, spans across their border included."""
+    model = make_model()
+    model.set_attn_implementation(backend)
+    ids = torch.randint(3, 350, (1, 9), generator=torch.Generator().manual_seed(0))
+    span_ids = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 2, 2]])
+    document_ids = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    together = model._span_states(ids, span_ids, document_ids=document_ids)
+    for part in (slice(0, 4), slice(4, 9)):
+        alone = model._span_states(ids[:, part], span_ids[:, part])
+        torch.testing.assert_close(together[:, part], alone, atol=1e-5, rtol=1e-5)
+    mixed = model._span_states(ids, span_ids)
+    assert (mixed - together).abs().max() > 0.1
+    with pytest.raises(ValueError, match=r"document_ids has shape \(1, 8\)"):
+        model._span_states(ids, span_ids, document_ids=document_ids[:, :8])
+
+
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="flex_attention compiles with g++ on the CPU"
 )
@@ -292,6 +310,8 @@ def test_a_map_under_a_flash_backend_raises_unless_it_needs_no_mask():
     with pytest.raises(ValueError, match="flash_attention_2"):
         model(input_ids=torch.zeros_like(SPAN_IDS), span_ids=SPAN_IDS)
     zeros, real = torch.zeros_like(SPAN_IDS), torch.ones_like(SPAN_IDS)
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        model._span_states(zeros, zeros, document_ids=zeros)
     everything = attention_arguments(model.config, zeros, LENGTH, torch.float32, real)
     assert everything == {"attention_mask": real, "is_causal": False}
     assert attention_arguments(model.config, real, LENGTH, torch.float32, real) == {
