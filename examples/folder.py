@@ -8,6 +8,7 @@ figures and the examples as JSON.
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from evaluation.measures import (
     sts_spearman,
     tokenize_rows,
 )
-from training.data import read_columns
+from training.sources import read_rows
 
 DATA = Path(__file__).parent / "data"
 ROWS, PAIRS, SEED = 40, 125, 0
@@ -46,7 +47,8 @@ def measure(model, sts: str | None = None) -> dict[str, float]:
         model: a MAGNET model with its tokenizer.
         sts: a TSV of sentence pairs with human scores, in place of the one that comes along.
     """
-    texts = read_columns(DATA / "wiki-validation.jsonl", ("text",))["text"][:]
+    path = str(DATA / "wiki-validation.jsonl")
+    texts = [row["text"] for row in read_rows([path], ("text",), counts=Counter())]
     rows = tokenize_rows(texts, model, count=ROWS)
     figures = perplexities(model, rows, draw_spans([len(row) for row in rows], SEED))
     path, count = (sts, None) if sts else (DATA / "sts-answers-forums.tsv", PAIRS)

@@ -21,8 +21,10 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from training.base import load_base
-from training.train import parse, settle_start_token, train
+from modeling_magnet import MagnetLlamaForCausalLM
+from training.base import load_base, prepare_base
+from training.data import first_texts
+from training.train import parse, train
 
 from .folder import INFILLS, SENTENCES, measure, show
 
@@ -52,25 +54,19 @@ def options() -> argparse.Namespace:
 
 
 def training_arguments(chosen: argparse.Namespace):
-    """The config's arguments with the options on top; `--steps` shares out the schedule."""
+    """The config's arguments with the options on top."""
     command_line = [str(CONFIG), "--output_dir", chosen.output]
     for flag, value in (
         ("--model", chosen.model),
-        ("--blocks_file", chosen.text),
-        ("--pairs_file", chosen.pairs),
+        ("--text", chosen.text),
+        ("--pairs", chosen.pairs),
     ):
         command_line += [flag, value] if value else []
-    arguments = parse(command_line)
     if chosen.steps is not None:
         if chosen.steps < 2:
             raise SystemExit(f"--steps is {chosen.steps}: give 2 or more")
-        args = arguments[2]
-        total = sum(phase["steps"] for phase in args.objective_schedule)
-        first = args.objective_schedule[0]
-        first["steps"] = max(1, round(chosen.steps * first["steps"] / total))
-        args.objective_schedule[1]["steps"] = chosen.steps - first["steps"]
-        args.max_steps = chosen.steps
-    return arguments
+        command_line += ["--max_steps", str(chosen.steps)]
+    return parse(command_line)
 
 
 def claim(output: Path, chosen: argparse.Namespace) -> None:
@@ -130,16 +126,17 @@ def main() -> None:
     adapted = (folder / "config.json").exists()
     if not (files["before"].exists() and adapted):
         print(f"1. Load and measure the base model {arguments[0].model}", flush=True)
-        base = load_base(arguments[0].model).eval()
         if not files["as_it_comes"].exists():
+            base = load_base(arguments[0].model).eval()
             write(files["as_it_comes"], {"figures": measure(base, chosen.sts)})
-        settle_start_token(base, *arguments[:2])
+        prepare_base(arguments[0], first_texts(arguments[1], 160), output / "base")
         if not files["before"].exists():
+            base = MagnetLlamaForCausalLM.from_pretrained(output / "base").eval()
             write(files["before"], {"figures": measure(base, chosen.sts), "examples": show(base)})
         began = stage("base model measured", seconds, began)
     if not adapted:
         print(f"2. Adapt it in {arguments[2].max_steps} steps: mntp, msg and sscl are the losses")
-        train(base, arguments)
+        train(arguments)
         began = stage("adapted and saved", seconds, began)
     if not files["after"].exists():
         print(f"3. Load {folder} in a new process by AutoModel, and measure it", flush=True)

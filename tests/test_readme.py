@@ -63,7 +63,7 @@ def test_every_command_exists(command, monkeypatch):
         subprocess.run(["make", "-n", *words[1:]], check=True, capture_output=True)
     elif words[:3] == ["python", "-m", "training.train"]:
         model, data, _ = parse(words[3:])
-        assert model.model and data.blocks_file
+        assert model.model and data.text
     else:
         assert words[:2] == ["python", "-m"]
         module = ROOT / (words[2].replace(".", "/") + ".py")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from transformers import TrainingArguments
 
 
@@ -19,8 +20,8 @@ class ModelArguments:
     start_token: str = field(
         default="auto",
         metadata={
-            "help": "Token that begins every sequence; `auto` measures which the model predicts best "
-            "behind, `none` is none."
+            "help": "Token that begins every sequence; `none` is none; `auto` is what a MAGNET folder "
+            "says, and for other models is measured: the one behind which text is predicted best."
         },
     )
     start_in_encode: bool = field(
@@ -35,6 +36,21 @@ class ModelArguments:
     )
     mask_token: str = field(
         default="_", metadata={"help": "A single token of the vocabulary (paper: `_`)."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Of the base weights: float32, bfloat16 or auto. Adapters are float32."},
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={"help": "Attention backend: sdpa (paper), eager or flex_attention."},
+    )
+    attention_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on the attention weights, in training alone."}
+    )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "QLoRA: the base in 4 bits (NF4, bitsandbytes) while training."},
     )
     lora_r: int = field(
         default=16, metadata={"help": "Rank; 0 trains all weights (paper: 16, appendix A)."}
@@ -51,17 +67,84 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """The text, the sentence pairs, and how a training example is made of them."""
+    """The text, the sentence pairs, and how a training example is made of them.
 
-    blocks_file: str = field(
-        default="examples/data/wiki-train.jsonl",
+    A source is a list of files (.txt with a paragraph a line, .jsonl, .parquet; patterns with `*`),
+    a folder of such files, or one id of `datasets`.
+    """
+
+    text: list[str] = field(
+        default_factory=lambda: ["examples/data/wiki-train.jsonl"],
+        metadata={"help": "Source of the text; none for a run of sentence pairs alone."},
+    )
+    text_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a `datasets` id."}
+    )
+    text_split: str = field(default="train", metadata={"help": "Split of a `datasets` id."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    document_column: str | None = field(
+        default=None,
         metadata={
-            "help": "Text: .txt (a paragraph a line), .jsonl or .parquet with a `text` column."
+            "help": "Rows that follow each other with the same value here are one document; without "
+            "it each row is one."
         },
     )
-    pairs_file: str = field(
-        default="examples/data/pairs-train.jsonl",
-        metadata={"help": ".jsonl or .parquet with `sentence` and `paraphrase` columns."},
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read only as much of the text as the run needs, without a copy of the rest."
+        },
+    )
+    separate_documents: bool = field(
+        default=False,
+        metadata={
+            "help": "Begin each document with the start token and keep documents of a block from "
+            "seeing each other."
+        },
+    )
+    pairs: list[str] = field(
+        default_factory=lambda: ["examples/data/pairs-train.jsonl"],
+        metadata={"help": "Source of the sentences to contrast; none without the objective sscl."},
+    )
+    pairs_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a `datasets` id."}
+    )
+    pairs_split: str = field(default="train", metadata={"help": "Split of a `datasets` id."})
+    pair_columns: list[str] = field(
+        default_factory=lambda: ["sentence", "paraphrase"],
+        metadata={
+            "help": "A sentence and its positive; with a third column a hard negative. One column "
+            "alone: a sentence is its own positive, told apart by dropout (SimCSE)."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of `pairs`, such as an article's title: pairs with the same value come "
+            "together, as hard negatives of each other."
+        },
+    )
+    group_size: int = field(
+        default=8, metadata={"help": "How many pairs of a group come together."}
+    )
+    validation_text: list[str] = field(
+        default_factory=list, metadata={"help": "Source of the text to evaluate on."}
+    )
+    validation_pairs: list[str] = field(
+        default_factory=list, metadata={"help": "Source of the pairs to evaluate on."}
+    )
+    validation_split: str = field(
+        default="validation", metadata={"help": "Split of a `datasets` id to evaluate on."}
+    )
+    validation_blocks: int = field(
+        default=64, metadata={"help": "Blocks to evaluate on, the first ones."}
+    )
+    validation_pair_count: int = field(
+        default=256, metadata={"help": "Pairs to evaluate on, the first ones."}
+    )
+    token_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the tokenized text (default: in the cache of `datasets`)."},
     )
     block_length: int = field(default=512, metadata={"help": "Tokens in a block (paper: 512)."})
     pair_length: int = field(
@@ -80,7 +163,8 @@ class DataArguments:
     all_span_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of blocks that are one span, i.e. plain next-token prediction (figure 2a)."
+            "help": "Share of blocks that are one span, i.e. plain next-token prediction (figure 2a): "
+            "what the objectives ntp and divergence work on."
         },
     )
     other_prompt_fraction: float = field(
@@ -89,6 +173,30 @@ class DataArguments:
             "help": "Share of steps whose sentences get no prompt, or another named one, in place of the default."
         },
     )
+
+    def __post_init__(self):
+        if not 1 <= len(self.pair_columns) <= 3:
+            raise ValueError(
+                f"pair_columns is {self.pair_columns}: give one column (positives by dropout), two "
+                "(sentence, positive) or three (and a hard negative)"
+            )
+        for name in ("mask_fraction", "all_span_fraction", "other_prompt_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 to 1")
+        for name in ("block_length", "pair_length", "group_size", "max_spans", "min_span_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.max_span_length < self.min_span_length:
+            raise ValueError(
+                f"max_span_length is {self.max_span_length}, min_span_length "
+                f"{self.min_span_length}: the longest must not be shorter"
+            )
+
+
+OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence")
+"""The losses by name: masked next-token prediction, self-supervised contrastive learning and
+missing-span generation (section 3.2); and on blocks that are one span next-token prediction and the
+divergence from the base model."""
 
 
 @dataclass
@@ -102,51 +210,120 @@ class MagnetTrainingArguments(TrainingArguments):
         ],
         metadata={
             "help": "Phases in order, each with its steps and the objectives' weights (paper: the "
-            "default, appendix A). In a config file only. `max_steps` is their sum."
+            "default, appendix A). In a config file only. With `max_steps` the phases are made "
+            "longer or shorter in proportion."
         },
     )
     temperature: float = field(default=0.1, metadata={"help": "Of the InfoNCE loss (paper: 0.1)."})
+    masked_token_prediction: bool = field(
+        default=False,
+        metadata={
+            "help": "Predict a masked token from the output at its own position (MTP, appendix D) in "
+            "place of the one before (MNTP)."
+        },
+    )
+    pair_chunk: int = field(
+        default=0,
+        metadata={
+            "help": "GradCache: so many sentences are in memory at a time, whatever the contrastive "
+            "batch; the others are recomputed, dropout included. 0: all at once."
+        },
+    )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={
+            "help": "Evaluations without a better metric_for_best_model to stop after; 0: never."
+        },
+    )
     output_dir: str = field(default="outputs/magnet", metadata={"help": "Where all results go."})
     learning_rate: float = field(default=3e-5, metadata={"help": "Of AdamW (paper: 3e-5)."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Blocks (paper: 32)."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator makes all inputs."}
     )
+    train_sampling_strategy: str = field(
+        default="sequential", metadata={"help": "Must stay so: the dataset is in the run's order."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay off: a loss that is no number stops the run."}
+    )
     report_to: None | str | list[str] = field(
-        default="none", metadata={"help": "Trackers, as in transformers."}
+        default="tensorboard", metadata={"help": "Trackers, as in transformers; none for none."}
+    )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "Must stay `end`: with push_to_hub the merged model is uploaded at the end."
+        },
     )
 
     def __post_init__(self):
         super().__post_init__()
         for phase in self.objective_schedule:
-            unknown = set(phase) - {"steps", "mntp", "sscl", "msg"}
+            unknown = set(phase) - {"steps", *OBJECTIVES}
             if unknown or not isinstance(phase.get("steps"), int) or phase["steps"] < 1:
                 raise ValueError(
                     f"objective_schedule holds {phase}: give steps (a whole number from 1 on) and "
-                    "the weights mntp, sscl, msg"
+                    f"the weights {', '.join(OBJECTIVES)}"
                 )
-            if any(phase.get(name, 0) < 0 for name in ("mntp", "sscl", "msg")):
-                raise ValueError(f"objective_schedule holds {phase}: weights are 0 or more")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must be false: the collator makes all inputs")
-        if self.label_smoothing_factor:
-            raise ValueError(
-                "label_smoothing_factor has no meaning for MAGNET's losses: leave it 0"
+            weights = [phase.get(name, 0) for name in OBJECTIVES]
+            if min(weights) < 0 or max(weights) == 0:
+                raise ValueError(
+                    f"objective_schedule holds {phase}: weights are 0 or more, and one is not 0"
+                )
+        for name, wanted, why in FIXED:
+            if getattr(self, name) != wanted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be {wanted!r}: {why}")
+        if (
+            self.ddp_find_unused_parameters is None
+        ):  # the projection head rests in steps without sscl
+            self.ddp_find_unused_parameters = not all(
+                phase.get("sscl", 0) > 0 for phase in self.objective_schedule
             )
-        steps = sum(phase["steps"] for phase in self.objective_schedule)
+        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        total = sum(phase["steps"] for phase in self.objective_schedule)
         if self.max_steps <= 0:
-            self.max_steps = steps
-        elif self.max_steps > steps:
-            raise ValueError(
-                f"max_steps is {self.max_steps}, objective_schedule ends after {steps} steps"
-            )
+            self.max_steps = total
+        elif self.max_steps != total:
+            self.objective_schedule = _scaled(self.objective_schedule, self.max_steps / total)
+            self.max_steps = sum(phase["steps"] for phase in self.objective_schedule)
 
     def objective_weights(self, step: int) -> dict[str, float]:
-        """The weights `mntp`, `sscl` and `msg` of an optimizer step, counted from 0."""
+        """The weight of each objective at an optimizer step, counted from 0."""
         phase: dict[str, Any] = {}
         for phase in self.objective_schedule:
             if step < phase["steps"]:
                 break
             step -= phase["steps"]
-        return {name: float(phase.get(name, 0.0)) for name in ("mntp", "sscl", "msg")}
+        return {name: float(phase.get(name, 0.0)) for name in OBJECTIVES}
+
+    def ever(self, *objectives: str) -> bool:
+        """Whether one of these objectives has a weight in any phase."""
+        return any(
+            phase.get(name, 0) > 0 for phase in self.objective_schedule for name in objectives
+        )
+
+
+def _scaled(schedule: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    """Phases of proportional length; each keeps a step."""
+    ends = np.cumsum([phase["steps"] for phase in schedule]) * factor
+    steps = np.diff(np.round(ends).astype(int), prepend=0).clip(min=1)
+    return [phase | {"steps": int(n)} for phase, n in zip(schedule, steps, strict=True)]
+
+
+FIXED = (
+    ("remove_unused_columns", False, "the collator makes all inputs"),
+    ("label_smoothing_factor", 0.0, "it has no meaning for MAGNET's losses"),
+    ("logging_nan_inf_filter", False, "a loss that is no number stops the run"),
+    ("eval_do_concat_batches", True, "metrics are taken over the whole evaluation set"),
+    ("batch_eval_metrics", False, "metrics are taken over the whole evaluation set"),
+    ("prediction_loss_only", False, "each objective has a metric of its own"),
+    ("neftune_noise_alpha", None, "noise would enter every objective and the contrastive views"),
+    ("auto_find_batch_size", False, "which items make a step depends on the batch size"),
+    ("train_sampling_strategy", "sequential", "the dataset is in the run's order already"),
+    ("ignore_data_skip", False, "a resumed run sees the data that the whole run would"),
+    ("hub_strategy", "end", "the merged model is uploaded once, when it is done"),
+)
+"""Settings of transformers' Trainer that would do something else here than they say."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -122,15 +122,64 @@ def single_token_id(tokenizer: PreTrainedTokenizerBase, text: str, name: str) ->
     return token_ids[0]
 
 
+def prepare_base(arguments: ModelArguments, texts: list[str], folder: str | Path) -> None:
+    """Write the base as a MAGNET folder, its start token settled, unless the folder is there.
+
+    Args:
+        arguments: of the run.
+        texts: to measure the start token on where it is `auto` and the base is no MAGNET folder.
+        folder: written whole or not at all.
+    """
+    if (Path(folder) / "config.json").exists():
+        return
+    model = load_base(arguments.model, dtype=dtype_of(arguments)).eval()
+    settings = model.magnet_settings
+    if arguments.start_token != "auto" or not hasattr(model.config, "magnet"):
+        settings.start_token_id = resolve_start_token(model, arguments.start_token, texts)
+    settings.start_in_encode = arguments.start_in_encode
+    model.config.magnet = settings.to_dict()
+    model.save_pretrained(folder)
+
+
 def for_objectives(
-    model: MagnetLlamaForCausalLM, arguments: ModelArguments
+    folder: str | Path, arguments: ModelArguments
 ) -> PeftModel | MagnetLlamaForObjectives:
-    """The same weights in the class that trains, with a fresh LoRA adapter unless `lora_r` is 0."""
-    training_model: Any = convert(model, MagnetLlamaForObjectives)
-    if not arguments.projection_head:
-        training_model.projection = nn.Identity()
+    """Load a base in the class that trains, with a fresh LoRA adapter unless `lora_r` is 0.
+
+    Args:
+        folder: of `prepare_base`.
+        arguments: of the run.
+
+    Raises:
+        ImportError: `load_in_4bit` without bitsandbytes.
+        ValueError: `load_in_4bit` without an adapter, or a choice is unknown.
+    """
+    loading: dict[str, Any] = {}
+    if arguments.load_in_4bit:
+        if arguments.lora_r == 0:
+            raise ValueError("load_in_4bit needs an adapter to train: set lora_r to 1 or more")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ImportError("load_in_4bit needs bitsandbytes: pip install bitsandbytes")
+        loading["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["lm_head", "projection"],
+        )
+    model: Any = MagnetLlamaForObjectives.from_pretrained(
+        folder,
+        dtype=dtype_of(arguments),
+        attn_implementation=arguments.attn_implementation,
+        attention_dropout=arguments.attention_dropout,
+        **loading,
+    )
+    model.tokenizer  # noqa: B018  a missing tokenizer is said now
+    model.projection = model.projection.float() if arguments.projection_head else nn.Identity()
     if arguments.lora_r == 0:
-        return training_model
+        return model
+    if arguments.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
@@ -139,21 +188,15 @@ def for_objectives(
         modules_to_save=["projection"] if arguments.projection_head else None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(training_model, config)
+    return get_peft_model(model, config)
 
 
-def convert(model, new_class):
-    """Move a model's weights into another class of the same architecture, without copying them.
+def dtype_of(arguments: ModelArguments):
+    """The dtype that the arguments name.
 
-    What only the new class has keeps its initial value; what only the old one has is left behind.
+    Raises:
+        ValueError: it is none of those that training knows.
     """
-    new = new_class(model.config)
-    weights = model.state_dict()
-    wanted = new.state_dict()
-    new.load_state_dict(
-        {k: v for k, v in weights.items() if k in wanted}, strict=False, assign=True
-    )
-    new.tie_weights()
-    new.generation_config = model.generation_config
-    new.tokenizer = model.tokenizer
-    return new
+    if arguments.dtype not in ("float32", "bfloat16", "auto"):
+        raise ValueError(f"dtype is {arguments.dtype!r}: give float32, bfloat16 or auto")
+    return arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)

@@ -1,15 +1,19 @@
 """From items to a step's tensors: missing spans, masked tokens, prompts (MAGNET, section 3.2)."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from modeling_magnet import MagnetSettings
 
 from .arguments import DataArguments
 from .data import Item
+
+logger = logging.getLogger(__name__)
 
 IGNORE = -100
 """The label of a token that is not predicted."""
@@ -44,57 +48,93 @@ class MagnetCollator:
         """Collate.
 
         Returns:
-            `input_ids`, `span_ids`, `mntp_labels`, `msg_labels`: (blocks, block_length), a label
-            standing at the token that it names; and, where items have pairs, `pair_input_ids` and
-            `pair_attention_mask`: (2 x pairs, length), the sentences first, then their paraphrases
-            in the same order, without start and end token.
+            Where items have blocks, `input_ids`, `span_ids`, `mntp_labels`, `msg_labels` (blocks
+            with spans) and `ntp_labels` (blocks that are one span): (blocks, block_length), a label
+            standing at the token that it names; with documents kept apart `document_ids` of the
+            same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
+            pairs, length), the sentences, their positives and, if there are any, hard negatives,
+            without start and end token.
         """
-        rows = [self._mark_and_mask(item) for item in items]
-        batch = {
-            name: torch.from_numpy(np.stack(columns))
-            for name, columns in zip(
-                ("input_ids", "span_ids", "mntp_labels", "msg_labels"),
-                zip(*rows, strict=True),
-                strict=True,
-            )
-        }
+        batch: dict[str, torch.Tensor] = {}
+        if items[0].block is not None:
+            rows = [self._mark_and_mask(item) for item in items]
+            batch |= {
+                name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]
+            }
         if items[0].pairs:
             batch |= self._tokenize_pairs(items)
         return batch
 
-    def _mark_and_mask(self, item: Item) -> tuple[np.ndarray, ...]:
+    def warn_of_cut_pairs(self, pairs: list[tuple[str, ...]]) -> None:
+        """Log how many of the first pairs are longer than `pair_length` with the default prompt."""
+        limit = self.arguments.pair_length - self.settings.special_tokens
+        prompt = self._draw_prompt(None)
+        texts = [prompt + max(pair, key=len) for pair in pairs]
+        token_ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        cut = sum(len(ids) > limit for ids in token_ids)
+        if cut:
+            logger.warning(
+                "%d of the first %d pairs hold a sentence that is cut to %d tokens, prompt included",
+                cut,
+                len(pairs),
+                self.arguments.pair_length,
+            )
+
+    def _mark_and_mask(self, item: Item) -> dict[str, np.ndarray]:
         generator = np.random.default_rng((self.seed, 2, item.index))
-        tokens = item.block.astype(np.int64)
-        span_ids = self._draw_spans(len(tokens), generator)
-        msg_labels = np.where(span_ids > 0, tokens, IGNORE)
+        tokens = np.asarray(item.block, dtype=np.int64)
+        # Even shares: with a fraction of 1/4, of four consecutive blocks one is one span.
+        fraction = 0.0 if item.held_out else self.arguments.all_span_fraction
+        all_span = int((item.index + 1) * fraction) > int(item.index * fraction)
+        span_ids = (
+            self._one_span(len(tokens)) if all_span else self._draw_spans(len(tokens), generator)
+        )
+        predictable = np.ones(len(tokens), dtype=bool)
+        predictable[0] = False
+        if item.document_ids is not None:  # nothing of its document stands before a first token
+            predictable[1:] = item.document_ids[1:] == item.document_ids[:-1]
+        span_labels = np.where((span_ids > 0) & predictable, tokens, IGNORE)
+        nothing = np.full_like(tokens, IGNORE)
 
         # The output before a token predicts it. Token 0 has none before it, and the one before a
         # token right behind a span is the span's, which sees the token itself.
-        eligible = span_ids == 0
+        eligible = predictable & (span_ids == 0)
         eligible[1:] &= span_ids[:-1] == 0
-        eligible[0] = False
         positions = np.flatnonzero(eligible)
         count = round(self.arguments.mask_fraction * len(positions))
         selected = generator.choice(positions, size=count, replace=False)
-        mntp_labels = np.full_like(tokens, IGNORE)
+        mntp_labels = nothing.copy()
         mntp_labels[selected] = tokens[selected]
         draw = generator.random(count)
         tokens[selected[draw < MASKED]] = self.mask_token_id
         randomized = selected[(draw >= MASKED) & (draw < MASKED + RANDOM)]
         tokens[randomized] = generator.integers(self.vocab_size, size=len(randomized))
-        return tokens, span_ids, mntp_labels, msg_labels
+        row = {
+            "input_ids": tokens,
+            "span_ids": span_ids,
+            "mntp_labels": mntp_labels,
+            "msg_labels": nothing if all_span else span_labels,
+            "ntp_labels": span_labels if all_span else nothing,
+        }
+        if item.document_ids is not None:
+            row["document_ids"] = item.document_ids.astype(np.int64)
+        return row
+
+    @staticmethod
+    def _one_span(length: int) -> np.ndarray:
+        """(length,) the map of plain next-token prediction; token 0 is context to begin from."""
+        span_ids = np.ones(length, dtype=np.int64)
+        span_ids[0] = 0
+        return span_ids
 
     def _draw_spans(self, length: int, generator: np.random.Generator) -> np.ndarray:
-        """(length,) a span map: 1 to `max_spans` spans apart, or all one span.
+        """(length,) a span map: 1 to `max_spans` spans apart.
 
         Token 0 and the token before each span stay context: the output there predicts the span's
         first token.
         """
         arguments = self.arguments
         span_ids = np.zeros(length, dtype=np.int64)
-        if generator.random() < arguments.all_span_fraction:
-            span_ids[1:] = 1
-            return span_ids
         count = int(generator.integers(1, arguments.max_spans + 1))
         lengths = generator.integers(
             arguments.min_span_length, arguments.max_span_length + 1, size=count
@@ -115,28 +155,30 @@ class MagnetCollator:
         return span_ids
 
     def _tokenize_pairs(self, items: list[Item]) -> dict[str, torch.Tensor]:
-        prompt = self._draw_prompt(items[0].index // self.items_a_step)
-        texts = [prompt + pair[view] for view in (0, 1) for item in items for pair in item.pairs]
+        first = items[0]
+        prompt = self._draw_prompt(None if first.held_out else first.index // self.items_a_step)
+        views = list(range(len(first.pairs[0])))
+        views = [0, 0] if views == [0] else views  # dropout alone makes the positive
+        texts = [prompt + pair[view] for view in views for item in items for pair in item.pairs]
         token_ids = self.tokenizer(
             texts,
             add_special_tokens=False,
             truncation=True,
             max_length=self.arguments.pair_length - self.settings.special_tokens,
         )["input_ids"]
-        longest = max(map(len, token_ids))
-        padded = torch.zeros(len(token_ids), longest, dtype=torch.long)
-        mask = torch.zeros_like(padded)
-        for row, ids in enumerate(token_ids):
-            padded[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = 1
-        return {"pair_input_ids": padded, "pair_attention_mask": mask}
+        rows = [torch.tensor(ids) for ids in token_ids]
+        padded = pad_sequence(rows, batch_first=True).unflatten(0, (len(views), -1))
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return {"pair_input_ids": padded, "pair_attention_mask": mask.view_as(padded)}
 
-    def _draw_prompt(self, step: int) -> str:
+    def _draw_prompt(self, step: int | None) -> str:
         """The default prompt or, in a share of steps, none or another one (as often as each other).
 
-        All sentences of a step have the same: prompts that differ would tell sentences apart.
+        Without a step the default one, to evaluate with. All sentences of a step have the same: prompts that differ would tell sentences apart.
         """
         default = self.settings.prompt_text(None, None)
+        if step is None:
+            return default
         generator = np.random.default_rng((self.seed, 3, step))
         if generator.random() >= self.arguments.other_prompt_fraction:
             return default

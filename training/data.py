@@ -1,16 +1,17 @@
-"""Text and sentence pairs from files, as one dataset whose items are what a step needs."""
+"""Text and sentence pairs as one dataset whose items are what a step needs."""
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-from datasets import Dataset as Table
-from datasets import load_dataset
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+from .sources import read_rows
+from .tables import Blocks, Pairs, counts_table, first_texts, make_blocks, read_pairs
+
+__all__ = [
+    "Blocks", "Item", "MagnetDataset", "Pairs",
+    "counts_table", "first_texts", "make_blocks", "read_pairs", "read_rows",
+]  # fmt: skip
 
 
 @dataclass
@@ -19,75 +20,19 @@ class Item:
 
     Attributes:
         index: the item's number in the run, which seeds its spans and masks.
-        block: (block_length,) token ids.
-        pairs: texts and their paraphrases.
+        block: (block_length,) token ids; None where the run has no text.
+        document_ids: (block_length,) each token's document, counted from 0 in the block; None where
+            documents are not kept apart.
+        pairs: texts of the pair columns: (sentence,), (sentence, positive) or (sentence, positive,
+            negative).
+        held_out: whether it is there to evaluate on.
     """
 
     index: int
-    block: np.ndarray
-    pairs: list[tuple[str, str]]
-
-
-def read_columns(path: str | Path, columns: tuple[str, ...]) -> Table:
-    """Read columns of strings from a .txt, .jsonl or .parquet file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another kind of file, a missing column, no rows, or an entry that is no text.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: give a .txt, .jsonl or .parquet file")
-    if path.suffix not in READERS:
-        raise ValueError(f"{path} ends in {path.suffix!r}: give one of {', '.join(READERS)}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty")
-    table = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-    missing = set(columns) - set(table.column_names)
-    if missing:
-        raise ValueError(f"{path} has the columns {table.column_names}, needed are {list(columns)}")
-    table = table.select_columns(list(columns))
-    for i, row in enumerate(table):
-        if not all(isinstance(row[column], str) for column in columns):
-            raise ValueError(f"{path}, row {i + 1}: {row} has an entry that is no text")
-    if len(table) == 0:
-        raise ValueError(f"{path} has no rows")
-    return table
-
-
-def make_blocks(
-    texts: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    start_token_id: int | None,
-    block_length: int,
-) -> np.ndarray:
-    r"""Tokenize texts, join them by a line break, and cut the whole into blocks.
-
-    Every block begins with the start token, as every sequence does that the model is used on. What
-    is left at the end, shorter than a block, is dropped.
-
-    Returns:
-        (blocks, block_length) int32.
-
-    Raises:
-        ValueError: the texts do not fill one block.
-    """
-    token_ids: list[int] = []
-    for ids in tokenizer([text + "\n" for text in texts], add_special_tokens=False, verbose=False)[
-        "input_ids"
-    ]:
-        token_ids += ids
-    start = [] if start_token_id is None else [start_token_id]
-    step = block_length - len(start)
-    count = len(token_ids) // step
-    if count == 0:
-        raise ValueError(
-            f"the texts have {len(token_ids)} tokens, a block has {block_length}: give more text or "
-            "a smaller block_length"
-        )
-    blocks = np.array(token_ids[: count * step], dtype=np.int32).reshape(count, step)
-    starts = np.full((count, len(start)), start_token_id or 0, dtype=np.int32)
-    return np.concatenate([starts, blocks], axis=1)
+    block: np.ndarray | None
+    document_ids: np.ndarray | None
+    pairs: list[tuple[str, ...]]
+    held_out: bool = False
 
 
 class MagnetDataset(Dataset):
@@ -95,23 +40,48 @@ class MagnetDataset(Dataset):
 
     Blocks and pairs are each reshuffled whenever they are used up. Item i is the same whatever the
     number of workers and processes, and after a resume, because it is computed from i.
+
+    Pairs of a group come in runs of `group_size`, so that a step's sentences cannot be told apart by
+    their topic alone: groups are shuffled, and pairs within each; all in a row are cut into runs,
+    which are shuffled in turn. The last pairs of a group share a run with the next group's first.
+
+    Args:
+        blocks: anything with a length that gives (token ids, document ids or None) by number.
+        pairs: None for a run of text alone.
+        length: items of the run.
+        pairs_per_block: pairs in an item.
+        seed: of the order.
+        group_size: pairs of a group that come together, where `pairs` has groups.
+        held_out: whether to take all in the order of the files, and mark the items.
+
+    Raises:
+        ValueError: there is neither text nor a pair to take, or `pairs_per_block` without pairs.
     """
 
     def __init__(
         self,
-        blocks: np.ndarray,
-        pairs: list[tuple[str, str]],
+        blocks: Blocks | None,
+        pairs: Pairs | None,
         length: int,
         pairs_per_block: int,
         seed: int,
+        group_size: int = 1,
+        held_out: bool = False,
     ):
         if pairs_per_block and not pairs:
             raise ValueError(f"pairs_per_block is {pairs_per_block}, but there are no pairs")
+        if blocks is None and not pairs_per_block:
+            raise ValueError("there is no text, and pairs_per_block is 0: nothing to train on")
         self.blocks = blocks
         self.pairs = pairs
         self.length = length
         self.pairs_per_block = pairs_per_block
-        self.seed = seed
+        self.held_out = held_out
+        shuffled = None if held_out else seed
+        self._block_order = _Order(len(blocks), shuffled, 0) if blocks is not None else None
+        self._pair_order = (
+            _Order(len(pairs), shuffled, 1, pairs.groups, group_size) if pairs else None
+        )
 
     def __len__(self) -> int:
         return self.length
@@ -119,21 +89,47 @@ class MagnetDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        first = index * self.pairs_per_block
-        return Item(
-            index=index,
-            block=self.blocks[self._shuffled(0, index, len(self.blocks))],
-            pairs=[
-                self.pairs[self._shuffled(1, first + i, len(self.pairs))]
-                for i in range(self.pairs_per_block)
-            ],
-        )
-
-    def _shuffled(self, stream: int, index: int, count: int) -> int:
-        epoch, position = divmod(index, count)
-        return int(_permutation(self.seed, stream, epoch, count)[position])
+        block = document_ids = None
+        if self.blocks is not None and self._block_order is not None:
+            block, document_ids = self.blocks[self._block_order[index]]
+        pairs: list[tuple[str, ...]] = []
+        if self.pairs and self._pair_order is not None:
+            first = index * self.pairs_per_block
+            numbers = range(first, first + self.pairs_per_block)
+            pairs = [self.pairs[self._pair_order[number]] for number in numbers]
+        return Item(index, block, document_ids, pairs, self.held_out)
 
 
-@lru_cache(maxsize=4)
-def _permutation(seed: int, stream: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, stream, epoch)).permutation(count)
+class _Order:
+    """Numbers below `count`, reshuffled each epoch; without a seed always 0, 1, 2, ..."""
+
+    def __init__(
+        self,
+        count: int,
+        seed: int | None,
+        stream: int,
+        groups: np.ndarray | None = None,
+        group_size: int = 1,
+    ):
+        self.count, self.seed, self.stream = count, seed, stream
+        self.groups, self.group_size = groups, group_size
+        self._epoch, self._numbers = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, index: int) -> int:
+        epoch, position = divmod(index, self.count)
+        if self.seed is None:
+            return position
+        if epoch != self._epoch:  # items are read in order: one epoch at a time is enough
+            self._numbers = self._shuffle(np.random.default_rng((self.seed, self.stream, epoch)))
+            self._epoch = epoch
+        return int(self._numbers[position])
+
+    def _shuffle(self, generator: np.random.Generator) -> np.ndarray:
+        numbers = generator.permutation(self.count)
+        if self.groups is None:
+            return numbers
+        ranks = generator.permutation(int(self.groups.max()) + 1)
+        numbers = numbers[np.argsort(ranks[self.groups[numbers]], kind="stable")]
+        whole = self.count // self.group_size * self.group_size
+        runs = numbers[:whole].reshape(-1, self.group_size)  # (runs, group_size)
+        return np.concatenate([generator.permutation(runs).ravel(), numbers[whole:]])

@@ -1,59 +1,77 @@
-"""From a trained model to folders: the merged MAGNET folder and the adapter on its base."""
+"""From a trained model to folders: the adapter on its base, the merged MAGNET folder, and its card."""
 
-import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, Trainer
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
-from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments
-from .base import SMOLLM2, convert
+from .arguments import OBJECTIVES, DataArguments, MagnetTrainingArguments, ModelArguments
+from .base import SMOLLM2, dtype_of
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 
 
-def merged(model) -> MagnetLlamaForCausalLM:
-    """The trained model as a plain MAGNET model: adapter merged, projection head dropped.
+def export(
+    trainer: Trainer, arguments: ModelArguments, output: Path
+) -> MagnetLlamaForCausalLM | None:
+    """Write `adapter/` (LoRA alone, on `base/`) and `model/` (merged), both without projection head.
 
-    Takes the trained model apart; it cannot be trained further.
-    """
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-    return convert(model, MagnetLlamaForCausalLM)
-
-
-def save_adapter(model: PeftModel, base: str | Path, folder: str | Path) -> None:
-    """Write the LoRA adapter without the projection head, and the tokenizer, to a folder.
+    Call it in every process: sharded weights are gathered.
 
     Args:
-        model: the trained model, not merged yet.
-        base: id or folder of the MAGNET folder that the adapter stands on: where
-            `AutoPeftModelForCausalLM` finds the base.
-        folder: written aside and moved into place; must not exist, or be an adapter's folder.
+        trainer: after training.
+        arguments: of the run.
+        output: the run's folder, which holds `base/`.
+
+    Returns:
+        The merged model, in the main process.
     """
-    folder = Path(folder)
-    config: Any = copy.copy(model.peft_config["default"])
-    config.modules_to_save = None
-    config.base_model_name_or_path = str(base)
-    config.inference_mode = True
-    weights = {
-        name: value.detach().cpu().contiguous()
-        for name, value in get_peft_model_state_dict(model).items()
-        if "projection" not in name
-    }
+    trained = output / ".trained"
+    trainer.save_model(str(trained))
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_world_process_zero():
+        return None
+    model: Any
+    if arguments.lora_r:
+        write_adapter(trained, output / "base", output / "adapter")
+        model = MagnetLlamaForCausalLM.from_pretrained(output / "base", dtype=dtype_of(arguments))
+        model = PeftModel.from_pretrained(model, output / "adapter").merge_and_unload()
+    else:
+        model = MagnetLlamaForCausalLM.from_pretrained(
+            trained, config=AutoConfig.from_pretrained(output / "base"), dtype=dtype_of(arguments)
+        )
+        model.tokenizer  # noqa: B018  before its folder goes
+    model.eval()
+    model.save_pretrained(output / "model")
+    shutil.rmtree(trained)
+    return model
+
+
+def write_adapter(trained: Path, base: Path, folder: Path) -> None:
+    """Write a folder of the LoRA adapter without the projection head.
+
+    Args:
+        trained: what the Trainer wrote.
+        base: where `AutoPeftModelForCausalLM` is to find the base.
+        folder: written aside and moved into place.
+    """
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    shutil.copytree(trained, aside, ignore=shutil.ignore_patterns("*.bin", "README.md"))
+    weights = load_file(aside / SAFETENSORS_WEIGHTS_NAME)
+    weights = {name: value for name, value in weights.items() if "projection" not in name}
     save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    config.save_pretrained(str(aside))
-    base_model: Any = model.get_base_model()
-    base_model.tokenizer.save_pretrained(aside)
+    config = json.loads((aside / CONFIG_NAME).read_text(encoding="utf-8"))
+    config |= {"modules_to_save": None, "base_model_name_or_path": str(base)}
+    (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
@@ -75,27 +93,28 @@ def write_card(
     folder = Path(folder)
     base = "HuggingFaceTB/SmolLM2-135M-Instruct" if model.model == SMOLLM2 else model.model
     local = Path(base).exists()  # a path of this machine belongs into no card
+    a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     training = {
         "base model": Path(base).name if local else base,
         "LoRA": f"r {model.lora_r}, alpha {model.lora_alpha}"
         if model.lora_r
         else "none, all weights",
-        "text": Path(data.blocks_file).name,
-        "sentence pairs": Path(data.pairs_file).name if data.pairs_per_block else "none",
+        "text": _sources(data.text),
+        "sentence pairs": _sources(data.pairs) if data.pairs_per_block else "none",
         "steps and weights": "; ".join(
-            f"{phase['steps']} steps of mntp {phase.get('mntp', 0)}, sscl {phase.get('sscl', 0)}, "
-            f"msg {phase.get('msg', 0)}"
+            f"{phase['steps']} steps of "
+            + ", ".join(f"{name} {phase[name]}" for name in OBJECTIVES if phase.get(name))
             for phase in args.objective_schedule
         ),
-        "a step": f"{args.train_batch_size * args.gradient_accumulation_steps} blocks of "
-        f"{data.block_length} tokens, {data.pairs_per_block} pairs with each",
+        "a step": f"{a_step} blocks of {data.block_length} tokens, {data.pairs_per_block} pairs "
+        "with each",
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type}",
         "temperature": args.temperature,
         "seed": args.seed,
     }
     losses: dict[str, float] = {}
     for line in log_history:
-        losses |= {name: line[name] for name in ("mntp", "msg", "sscl") if name in line}
+        losses |= {name: line[name] for name in OBJECTIVES if name in line}
     card = ModelCard.from_template(
         ModelCardData(),
         template_path=str(CARD_TEMPLATE),
@@ -105,3 +124,22 @@ def write_card(
         losses=list(losses.items()),
     )
     card.save(folder / "README.md")
+
+
+def push(folder: Path, args: MagnetTrainingArguments) -> str:
+    """Upload a saved folder with its card to the Hub, as `hub_model_id` or the run's name.
+
+    Returns:
+        The commit's address.
+    """
+    api = HfApi(token=args.hub_token)
+    name = args.hub_model_id or Path(args.output_dir).name
+    repo_id = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+    return str(
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload MAGNET model")
+    )
+
+
+def _sources(source: list[str]) -> str:
+    names = [Path(name).name if Path(name).exists() else name for name in source]
+    return ", ".join(names) or "none"

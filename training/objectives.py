@@ -1,10 +1,15 @@
-"""The three losses and the model class that computes them in one forward pass (MAGNET, section 3.2)."""
+"""The losses and the model class that computes them in one forward pass (MAGNET, section 3.2)."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -12,99 +17,221 @@ from modeling_magnet import MagnetLlamaForCausalLM
 
 from .collator import IGNORE
 
+HEAD_CHUNK = 512
+"""Labelled tokens that are in the output head at a time."""
+
 
 @dataclass
 class ObjectiveOutput(ModelOutput):
-    """What one forward pass yields: sums, so that they can be normalised over any batch.
+    """What one forward pass yields: sums a block, so that they can be normalised over any batch.
 
     Attributes:
-        mntp_sum: () summed cross-entropy of the masked tokens.
-        msg_sum: () summed cross-entropy of the span tokens.
-        pair_vectors: (2 x pairs, hidden) projected sentence vectors, sentences first.
+        mntp, msg, ntp: (blocks,) summed cross-entropy of the labelled tokens.
+        mntp_correct: (blocks,) how many masked tokens have the highest score.
+        divergence: (blocks,) summed Kullback-Leibler divergence from the base model, in nats, at
+            the tokens that `ntp_labels` labels.
+        pair_vectors: (views, pairs, hidden) projected sentence vectors, in float32.
     """
 
-    mntp_sum: torch.Tensor | None = None
-    msg_sum: torch.Tensor | None = None
+    mntp: torch.Tensor | None = None
+    mntp_correct: torch.Tensor | None = None
+    msg: torch.Tensor | None = None
+    ntp: torch.Tensor | None = None
+    divergence: torch.Tensor | None = None
     pair_vectors: torch.Tensor | None = None
 
 
 def labelled_cross_entropy(
-    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module
-) -> torch.Tensor:
-    """Summed cross-entropy of the labelled tokens, each predicted by the output one position before.
+    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module, in_place: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the labelled tokens, each predicted by the output one position before.
 
-    Only outputs that have a label behind them go through the head.
+    Only outputs that predict a labelled token go through the head, in chunks that are recomputed in
+    the backward pass: memory does not grow with the batch times the vocabulary.
 
     Args:
         hidden: (batch, length, hidden) last hidden states.
         labels: (batch, length) token ids at the tokens to predict, `IGNORE` elsewhere.
         head: from hidden states to logits.
+        in_place: predict each token from the output at its own position.
 
     Returns:
-        () in float32; 0 if there is no label.
+        (batch,) summed over each row, in float32; 0 in a row without a label; and (batch,) how many
+        of its tokens have the highest score.
     """
-    labelled = labels[:, 1:] != IGNORE  # (batch, length - 1)
-    logits = head(hidden[:, :-1][labelled])  # (labels, vocabulary)
-    return F.cross_entropy(logits.float(), labels[:, 1:][labelled], reduction="sum")
+
+    def losses_of(states, targets):
+        logits = head(states).float()  # (chunk, vocabulary)
+        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+
+    states, targets, rows = _labelled(hidden, labels, in_place)
+    losses, correct = _in_chunks(losses_of, HEAD_CHUNK, states, targets)
+    return _sum_rows(losses, rows, len(labels)), _sum_rows(correct, rows, len(labels))
 
 
-def info_nce(
-    vectors: torch.Tensor, positives: torch.Tensor, temperature: float, offset: int = 0
+def labelled_divergence(
+    hidden: torch.Tensor, base_hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module
 ) -> torch.Tensor:
-    """InfoNCE with in-batch negatives on cosine similarity (equation 3).
+    """Kullback-Leibler divergence of what predicts the labelled tokens from what the base predicts.
 
     Args:
-        vectors: (queries, hidden).
-        positives: (candidates, hidden); query i belongs to candidate offset + i, the other
-            candidates are its negatives.
-        temperature: the similarities are divided by it.
-        offset: where this process's candidates begin among those of all processes.
+        hidden: (batch, length, hidden) last hidden states.
+        base_hidden: (batch, length, hidden) the base model's.
+        labels: (batch, length) `IGNORE` where nothing is predicted.
+        head: from hidden states to logits, of both.
 
     Returns:
-        () the mean over the queries, in float32.
+        (batch,) summed over each row, in nats.
     """
-    similarity = F.normalize(vectors.float(), dim=-1) @ F.normalize(positives.float(), dim=-1).T
-    targets = torch.arange(len(vectors), device=vectors.device) + offset
-    return F.cross_entropy(similarity / temperature, targets)
+
+    def divergence_of(states, base_states):
+        with torch.no_grad():
+            base = head(base_states).float().log_softmax(-1)  # (chunk, vocabulary)
+        own = head(states).float().log_softmax(-1)
+        return (F.kl_div(own, base, reduction="none", log_target=True).sum(-1),)
+
+    states, _, rows = _labelled(hidden, labels)
+    base_states, _, _ = _labelled(base_hidden, labels)
+    (values,) = _in_chunks(divergence_of, HEAD_CHUNK, states, base_states)
+    return _sum_rows(values, rows, len(labels))
+
+
+def info_nce(queries: torch.Tensor, candidates: torch.Tensor, temperature: float) -> torch.Tensor:
+    """InfoNCE on cosine similarity (equation 3), in float32 whatever the autocast.
+
+    Args:
+        queries: (queries, hidden).
+        candidates: (candidates, hidden), as many as queries or more: candidate i is the positive of
+            query i, all others are its negatives.
+        temperature: the similarities are divided by it.
+
+    Returns:
+        () the mean over the queries.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, candidates = (
+            F.normalize(vectors.float(), dim=-1) for vectors in (queries, candidates)
+        )
+        similarity = queries @ candidates.T  # (queries, candidates)
+        targets = torch.arange(len(queries), device=queries.device)
+        return F.cross_entropy(similarity / temperature, targets)
 
 
 class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
     """A MAGNET Llama in training: with a projection head, and a forward pass of all objectives."""
 
+    # A base has none, and it begins as identity.
+    _keys_to_ignore_on_load_missing: ClassVar = ["projection.weight"]
+
     def __init__(self, config):
         super().__init__(config)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
-        nn.init.eye_(self.projection.weight)  # the loss begins with the vectors as they are
 
     # A checkpoint of a run is transformers' own; `training.export` writes the MAGNET folder.
     save_pretrained = PreTrainedModel.save_pretrained  # type: ignore[assignment]
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self.projection:
+            nn.init.eye_(module.weight)  # the loss begins with the vectors as they are
 
     def forward(  # type: ignore[override]
         self,
         input_ids=None,
         span_ids=None,
+        document_ids=None,
         mntp_labels=None,
         msg_labels=None,
+        ntp_labels=None,
         pair_input_ids=None,
         pair_attention_mask=None,
+        masked_token_prediction: bool = False,
+        divergence: bool = False,
+        pair_chunk: int = 0,
         **kwargs,
     ):
         """One pass for all objectives on a batch of `MagnetCollator`; without labels the base's.
 
-        Leave out the blocks' or the pairs' tensors to leave out their objectives.
+        Leave out a tensor of labels or the pairs to leave out what is computed from it.
+
+        Args:
+            input_ids, span_ids, document_ids, mntp_labels, msg_labels, ntp_labels, pair_input_ids,
+                pair_attention_mask: of the collator.
+            masked_token_prediction: predict masked tokens in place (appendix D).
+            divergence: also the divergence from the model without its adapter, at `ntp_labels`.
+            pair_chunk: sentences in memory at a time; 0: all.
 
         Returns:
             `ObjectiveOutput`.
         """
-        if mntp_labels is None and pair_input_ids is None:
+        labels = {"mntp": mntp_labels, "msg": msg_labels, "ntp": ntp_labels}
+        labels = {name: value for name, value in labels.items() if value is not None}
+        if not labels and pair_input_ids is None:
             return super().forward(input_ids=input_ids, span_ids=span_ids, **kwargs)
         output = ObjectiveOutput()
-        if mntp_labels is not None:
-            hidden = self._span_states(input_ids, span_ids)  # (blocks, length, hidden)
-            head = self.get_output_embeddings()
-            output.mntp_sum = labelled_cross_entropy(hidden, mntp_labels, head)
-            output.msg_sum = labelled_cross_entropy(hidden, msg_labels, head)
+        head = self.get_output_embeddings()
+        if labels:
+            hidden = self._span_states(input_ids, span_ids, document_ids=document_ids)
+            for name, value in labels.items():
+                in_place = masked_token_prediction and name == "mntp"
+                sums, correct = labelled_cross_entropy(hidden, value, head, in_place)
+                setattr(output, name, sums)
+                if name == "mntp":
+                    output.mntp_correct = correct
+            if divergence:
+                rows = (ntp_labels != IGNORE).any(dim=1).nonzero()[:, 0]
+                rows = rows if len(rows) else rows.new_zeros(1)  # processes keep in step
+                documents = None if document_ids is None else document_ids[rows]
+                with torch.no_grad(), self._adapter_off():
+                    base_hidden = self._span_states(
+                        input_ids[rows], span_ids[rows], document_ids=documents
+                    )  # (rows, length, hidden)
+                sums = labelled_divergence(hidden[rows], base_hidden, ntp_labels[rows], head)
+                output.divergence = sums.new_zeros(len(hidden)).index_add(0, rows, sums)
         if pair_input_ids is not None:
-            output.pair_vectors = self.projection(self.pool(pair_input_ids, pair_attention_mask))
+            # What GradCache does (Gao et al. 2021), by recomputation: the loss sees all vectors,
+            # memory holds the activations of one chunk, and dropout is replayed.
+            ids, mask = pair_input_ids.flatten(0, 1), pair_attention_mask.flatten(0, 1)
+            (vectors,) = _in_chunks(
+                lambda ids, mask: (self.projection(self.pool(ids, mask).float()),),
+                pair_chunk or len(ids),
+                ids,
+                mask,
+            )  # (views x pairs, hidden)
+            output.pair_vectors = torch.stack(vectors.float().split(pair_input_ids.shape[1]))
         return output
+
+    @contextlib.contextmanager
+    def _adapter_off(self) -> Iterator[None]:
+        layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+
+def _labelled(hidden, labels, in_place=False):
+    """The states that predict labelled tokens, these tokens, and the rows they stand in."""
+    if not in_place:
+        hidden, labels = hidden[:, :-1], labels[:, 1:]
+    rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
+    return hidden[rows, columns], labels[rows, columns], rows
+
+
+def _sum_rows(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    return values.new_zeros(count, dtype=torch.float32).index_add(0, rows, values.float())
+
+
+def _in_chunks(
+    function: Callable[..., tuple[torch.Tensor, ...]], size: int, *tensors: torch.Tensor
+) -> list[torch.Tensor]:
+    """Apply a function to chunks of rows, holding the activations of one chunk at a time."""
+    chunks = list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+    if len(chunks) == 1:
+        return list(function(*chunks[0]))
+    results = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
+    return [torch.cat(parts) for parts in zip(*results, strict=True)]

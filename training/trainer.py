@@ -1,82 +1,170 @@
-"""transformers' Trainer with MAGNET's weighted sum of three losses (equation 5)."""
+"""transformers' Trainer with MAGNET's weighted sum of losses (equation 5)."""
 
 import torch
-from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
-from .arguments import MagnetTrainingArguments
-from .collator import IGNORE
+from .arguments import OBJECTIVES, MagnetTrainingArguments
+from .collator import IGNORE, MagnetCollator
 from .data import MagnetDataset
+from .metrics import compute_metrics, text_figures
 from .objectives import ObjectiveOutput, info_nce
+
+COUNTED = ("mntp", "msg", "ntp")
+"""The objectives that are means over labelled tokens."""
 
 
 class MagnetTrainer(Trainer):
     """Trains a model of `training.objectives` on a `MagnetDataset`.
 
-    MNTP and MSG are means over the labelled tokens of the whole accumulated batch, each over its
-    own; SSCL is the mean over the accumulated batches (its negatives are those of one batch).
+    MNTP, MSG, NTP and the divergence are means over the labelled tokens of the whole optimizer step,
+    over all processes and accumulated batches, each over its own. SSCL has the sentences of all
+    processes as negatives and is the mean over accumulated batches: its negatives are those of one
+    batch, which `pair_chunk` lets grow.
     """
 
     args: MagnetTrainingArguments
     train_dataset: MagnetDataset
+    eval_dataset: MagnetDataset | None
+    data_collator: MagnetCollator
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.compute_metrics = compute_metrics
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs, which Trainer would drive by DataParallel: "
+                "start one process a GPU (accelerate launch), or set CUDA_VISIBLE_DEVICES to one"
+            )
         self.model_accepts_loss_kwargs = True  # both say: compute_loss has scaled the loss already
         self.loss_is_scaled_for_ga = True
         self.accelerator.gradient_accumulation_steps = 1  # older ones divide in `backward` as well
-        self._logged: dict[str, tuple[float, float]] = {}  # sum and steps since the last line
-        processes, devices = self.args.world_size, self.args.n_gpu
-        if processes > 1 or devices > 1:
-            raise ValueError(
-                f"got {processes} processes with {devices} GPUs each: this version trains on one of "
-                "each, since negatives of other devices are not gathered yet; set "
-                "CUDA_VISIBLE_DEVICES to one GPU"
-            )
-
-    def _get_train_sampler(self, *args, **kwargs):
-        return SequentialSampler(self.train_dataset)  # the dataset is in the run's order already
+        self._logged: dict[
+            str, tuple[torch.Tensor, float]
+        ] = {}  # sum and steps since the last line
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """(2,) how many labels MNTP and MSG have in the accumulated batch."""
-        counts = torch.zeros(2, dtype=torch.long)
-        for batch in batch_samples:
-            for i, name in enumerate(("mntp_labels", "msg_labels")):
-                counts[i] += (batch[name][:, 1:] != IGNORE).sum()
-        return counts.to(device)
+        """(3,) how many labels `COUNTED` have in the optimizer step, over all processes."""
+        return self.accelerator.reduce(_count_labels(batch_samples).to(device), reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted sum of the objectives whose weight is not 0 at this step."""
+        """The weighted sum of the objectives: in training of those whose weight is not 0 now."""
         weights = self.args.objective_weights(self.state.global_step)
-        if num_items_in_batch is None:
-            num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
-        batches = self.current_gradient_accumulation_steps if model.training else 1
-        inputs = dict(inputs)
-        if not weights["sscl"]:
-            inputs = {k: v for k, v in inputs.items() if not k.startswith("pair_")}
-        elif "pair_input_ids" not in inputs:
-            raise ValueError("sscl has a weight, but the batch has no pairs: set pairs_per_block")
-        if not weights["mntp"] and not weights["msg"]:
-            inputs = {k: v for k, v in inputs.items() if k.startswith("pair_")}
-        outputs: ObjectiveOutput = model(**inputs)
-        losses: dict[str, torch.Tensor] = {}
-        if outputs.mntp_sum is not None:
-            mntp_count, msg_count = num_items_in_batch.clamp(min=1)
-            losses |= {"mntp": outputs.mntp_sum / mntp_count, "msg": outputs.msg_sum / msg_count}
-        if outputs.pair_vectors is not None:
-            sentences, paraphrases = outputs.pair_vectors.chunk(2)
-            losses["sscl"] = info_nce(sentences, paraphrases, self.args.temperature) / batches
         if model.training:
-            for name, value in losses.items():
-                total, steps = self._logged.get(name, (0.0, 0.0))
-                self._logged[name] = (total + value.item(), steps + 1 / batches)
-        loss = sum(weights[name] * value for name, value in losses.items())
+            inputs = self._select(inputs, weights)
+            divergence = weights["divergence"] > 0
+            counts, processes = num_items_in_batch, self.args.world_size
+            batches = self.current_gradient_accumulation_steps
+        else:
+            divergence, processes, batches = False, 1, 1
+            counts = _count_labels([inputs])
+        outputs: ObjectiveOutput = model(
+            **inputs,
+            divergence=divergence,
+            masked_token_prediction=self.args.masked_token_prediction,
+            pair_chunk=self.args.pair_chunk,
+        )
+        # The mean over processes, which averages gradients too, is what is wanted in the end.
+        losses: dict[str, torch.Tensor] = {}
+        count = dict(zip(COUNTED, counts.clamp(min=1).tolist(), strict=True))
+        count |= {"divergence": count["ntp"], "mntp_correct": count["mntp"]}
+        for name in (*COUNTED, "divergence", "mntp_correct"):
+            if name in outputs:
+                losses[name] = outputs[name].sum() * processes / count[name]
+        if outputs.pair_vectors is not None:
+            vectors = outputs.pair_vectors
+            vectors = self._of_all_processes(vectors) if processes > 1 else vectors
+            queries, candidates = vectors[0], vectors[1:].flatten(0, 1)
+            sscl = info_nce(queries, candidates, self.args.temperature) / batches
+            # The same on each process, with the gradient of its own vectors: their sum is wanted.
+            losses["sscl"] = sscl + (processes - 1) * (sscl - sscl.detach())
+        loss = sum(weights[name] * losses[name] for name in OBJECTIVES if name in losses)
+        if model.training:
+            self._check_and_note(loss, losses, batches)
         return (loss, outputs) if return_outputs else loss
 
+    def _select(self, inputs: dict, weights: dict[str, float]) -> dict:
+        """What the objectives that have a weight need."""
+        wanted = {f"{name}_labels" for name in COUNTED if weights[name]}
+        wanted |= {"ntp_labels"} if weights["divergence"] else set()
+        if not wanted <= inputs.keys():
+            raise ValueError(f"{sorted(wanted)} have a weight, but the run has no text: set text")
+        if weights["sscl"] and "pair_input_ids" not in inputs:
+            raise ValueError("sscl has a weight, but the batch has no pairs: set pairs_per_block")
+        if wanted:
+            wanted |= {"input_ids", "span_ids", "document_ids"}
+        if weights["sscl"]:
+            wanted |= {"pair_input_ids", "pair_attention_mask"}
+        return {name: value for name, value in inputs.items() if name in wanted}
+
+    def _of_all_processes(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(views, processes x pairs, hidden): constants but for this process's own."""
+        everyone = self.accelerator.gather(vectors.detach()[None])  # (processes, views, pairs, ...)
+        parts = list(everyone.unbind(0))
+        parts[self.accelerator.process_index] = vectors
+        return torch.cat(parts, dim=1)
+
+    def _check_and_note(self, loss, losses: dict[str, torch.Tensor], batches: int) -> None:
+        if not torch.isfinite(loss):
+            shown = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} ({shown}): try a "
+                "lower learning_rate, or bf16 in place of fp16; checkpoints are from before"
+            )
+        for name, value in losses.items():
+            total, steps = self._logged.get(name, (torch.zeros((), device=value.device), 0.0))
+            self._logged[name] = (total + value.detach(), steps + 1 / batches)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaled = (
+            getattr(self.accelerator, "scaler", None) is not None
+        )  # fp16 skips such steps itself
+        if norm is not None and not scaled and not torch.isfinite(torch.as_tensor(norm)):
+            raise FloatingPointError(
+                f"the gradient's norm is {norm} at step {self.state.global_step + 1}, the loss was "
+                "finite: try a lower learning_rate; checkpoints are from before"
+            )
+        return norm
+
     def log(self, logs, *args, **kwargs):
-        """Add each objective's mean since the last log line."""
-        if "loss" in logs:
-            for name, (total, steps) in self._logged.items():
-                logs[name] = round(total / steps, 4)
+        """Add each objective's mean since the last log line, over all processes."""
+        if "loss" in logs and self._logged:
+            names = list(self._logged)
+            sums = torch.stack([self._logged[name][0].float() for name in names])
+            means = self.accelerator.reduce(sums, reduction="mean")
+            for name, mean in zip(names, means.tolist(), strict=True):
+                shown = "mntp_accuracy" if name == "mntp_correct" else name
+                logs[shown] = round(mean / self._logged[name][1], 6)
             self._logged.clear()
         super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        """The Trainer's, which hands `compute_metrics` what `prediction_step` gives."""
+        self._pairs_per_item = dataloader.dataset.pairs_per_block
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Figures of held-out items for `compute_metrics`, whatever the weights are now."""
+        inputs = self._prepare_inputs(inputs)
+        figures: dict[str, torch.Tensor] = {}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            items = 0
+            if "input_ids" in inputs:
+                figures["text"] = text_figures(model, inputs, outputs)
+                items = len(figures["text"])
+            if outputs.pair_vectors is not None:
+                vectors = outputs.pair_vectors[:2]  # (2, pairs, hidden)
+                per_item = self._pairs_per_item
+                items = vectors.shape[1] // per_item
+                figures["vectors"] = vectors.unflatten(1, (items, per_item)).permute(1, 2, 0, 3)
+        return loss.detach(), figures, torch.zeros(items, device=loss.device)
+
+
+def _count_labels(batches: list[dict]) -> torch.Tensor:
+    counts = torch.zeros(len(COUNTED), dtype=torch.long)
+    for batch in batches:
+        for i, name in enumerate(COUNTED):
+            if f"{name}_labels" in batch:
+                counts[i] += (batch[f"{name}_labels"][:, 1:] != IGNORE).sum().cpu()
+    return counts

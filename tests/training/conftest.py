@@ -34,8 +34,13 @@ def run(corpus):
             "start_token": "<s>",
             "mask_token": "_",
             "lora_r": 4,
-            "blocks_file": str(corpus / "text.jsonl"),
-            "pairs_file": str(corpus / "pairs.jsonl"),
+            "text": [str(corpus / "text.jsonl")],
+            "pairs": [str(corpus / "pairs.jsonl")],
+            "validation_text": [str(corpus / "text.jsonl")],
+            "validation_pairs": [str(corpus / "pairs.jsonl")],
+            "validation_blocks": 6,
+            "validation_pair_count": 12,
+            "token_cache": str(corpus / "tokens"),
             "output_dir": str(corpus / "out"),
             "block_length": 40,
             "max_span_length": 8,
@@ -49,6 +54,7 @@ def run(corpus):
             "save_strategy": "no",
             "disable_tqdm": True,
             "use_cpu": True,
+            "report_to": "none",
         }
         (corpus / "config.yaml").write_text(yaml.safe_dump(config | changes))
         return parse([str(corpus / "config.yaml")])

@@ -33,15 +33,16 @@ def make_collator(**arguments) -> MagnetCollator:
 def items(count, length=512, pairs=0):
     blocks = np.random.default_rng(0).integers(3, MASK, size=(count, length), dtype=np.int32)
     made = [(f"The cat {i}.", f"A cat {i}!") for i in range(pairs)]
-    return [Item(i, block, made) for i, block in enumerate(blocks)]
+    return [Item(i, block, None, made) for i, block in enumerate(blocks)]
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     length=st.integers(8, 200), spans=st.integers(1, 3), shortest=st.integers(1, 6),
     longest=st.integers(6, 128), all_span=st.sampled_from([0.0, 0.5, 1.0]),
+    documents=st.integers(1, 4),
 )  # fmt: skip
-def test_any_lengths(length, spans, shortest, longest, all_span):
+def test_any_lengths(length, spans, shortest, longest, all_span, documents):
     collate = make_collator(
         max_spans=spans,
         min_span_length=shortest,
@@ -49,19 +50,30 @@ def test_any_lengths(length, spans, shortest, longest, all_span):
         all_span_fraction=all_span,
     )
     originals = items(4, length)
+    starts = np.zeros(length, dtype=bool)
+    if documents > 1:
+        starts[1 :: -(-length // documents)] = True
+        for item in originals:
+            item.document_ids = starts.cumsum().astype(np.int32)
     batch = collate(originals)
     span_ids, msg, mntp = batch["span_ids"], batch["msg_labels"], batch["mntp_labels"]
     check_span_ids(span_ids, 4, length)
     tokens = torch.tensor(np.stack([item.block for item in originals])).long()
     assert (span_ids[:, 0] == 0).all()
-    assert torch.equal(msg, torch.where(span_ids > 0, tokens, IGNORE))
+    starts = torch.from_numpy(starts)
+    all_rows = (span_ids[:, 1:] == 1).all(dim=1)
+    labels = torch.where((span_ids > 0) & ~starts, tokens, IGNORE)  # a document's first: none
+    assert torch.equal(msg, torch.where(all_rows[:, None], IGNORE, labels))
+    assert torch.equal(batch["ntp_labels"], torch.where(all_rows[:, None], labels, IGNORE))
+    if length > 20:  # a shorter block may be one drawn span
+        assert all_rows.float().mean() == all_span
     assert torch.equal(
         batch["input_ids"][span_ids > 0], tokens[span_ids > 0]
     )  # spans stay as they are
     selected = mntp != IGNORE
     assert torch.equal(mntp[selected], tokens[selected])
     assert not (selected & (span_ids > 0)).any()
-    assert not selected[:, 0].any()
+    assert not selected[:, 0].any() and not selected[:, starts].any()
     assert not (selected[:, 1:] & (span_ids[:, :-1] > 0)).any()
     assert torch.equal(batch["input_ids"][~selected], tokens[~selected])
     # the output before a span's first token is a context token's
@@ -94,7 +106,7 @@ def test_what_is_drawn_depends_on_seed_and_item_alone():
     collate = make_collator()
     together = collate(items(6, pairs=2))
     alone = [collate([item]) for item in items(6, pairs=2)]
-    for name in ("input_ids", "span_ids", "mntp_labels", "msg_labels"):
+    for name in ("input_ids", "span_ids", "mntp_labels", "msg_labels", "ntp_labels"):
         assert torch.equal(together[name], torch.cat([batch[name] for batch in alone]))
     other = make_collator()
     other.seed = 1
@@ -106,7 +118,9 @@ def test_pairs_come_with_prompts_sentences_first():
     batch = collate(items(2, pairs=3))
     texts = [
         collate.tokenizer.decode(ids[mask.bool()])
-        for ids, mask in zip(batch["pair_input_ids"], batch["pair_attention_mask"])
+        for ids, mask in zip(
+            batch["pair_input_ids"].flatten(0, 1), batch["pair_attention_mask"].flatten(0, 1)
+        )
     ]
     prompt = "Given the sentence, find its representation: "
     assert (
@@ -122,7 +136,9 @@ def prompts_of(collate, items):
         collate.tokenizer.decode(row[mask.bool()])
         .removesuffix("The cat 0.")
         .removesuffix("A cat 0!")
-        for row, mask in zip(batch["pair_input_ids"], batch["pair_attention_mask"])
+        for row, mask in zip(
+            batch["pair_input_ids"].flatten(0, 1), batch["pair_attention_mask"].flatten(0, 1)
+        )
     }
 
 
@@ -142,5 +158,26 @@ def test_prompts_vary_by_step_and_are_one_a_step():
 
 def test_long_pairs_are_cut_to_pair_length():
     collate = make_collator(pair_length=20)
-    item = Item(0, np.arange(40, dtype=np.int32), [("harbour " * 99, "b")])
-    assert collate([item])["pair_input_ids"].shape[1] == 18  # start and end token come on top
+    item = Item(0, np.arange(40, dtype=np.int32), None, [("harbour " * 99, "b")])
+    assert collate([item])["pair_input_ids"].shape == (2, 1, 18)  # start and end token come on top
+
+
+def test_one_column_is_its_own_positive_and_a_third_is_a_hard_negative():
+    collate = make_collator()
+    for views, made in ((2, [("a",)]), (2, [("a", "b")]), (3, [("a", "b", "c")])):
+        batch = collate([Item(0, None, None, made), Item(1, None, None, made)])
+        assert set(batch) == {"pair_input_ids", "pair_attention_mask"}
+        assert batch["pair_input_ids"].shape[:2] == (views, 2)
+        same = torch.equal(batch["pair_input_ids"][0], batch["pair_input_ids"][1])
+        assert same == (len(made[0]) == 1)
+
+
+def test_held_out_items_are_the_same_under_any_training_setting():
+    batches = []
+    for settings_ in ({}, {"all_span_fraction": 0.5, "other_prompt_fraction": 1.0}):
+        held_out = items(8, pairs=1)
+        for item in held_out:
+            item.held_out = True
+        batches.append(make_collator(**settings_)(held_out))
+    for name, value in batches[0].items():
+        assert torch.equal(batches[1][name], value)

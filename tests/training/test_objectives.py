@@ -9,86 +9,203 @@ from tiny import make_model
 from torch import nn
 
 from training.arguments import ModelArguments
-from training.base import choose_start_token, convert, for_objectives, single_token_id
+from training.base import choose_start_token, for_objectives, single_token_id
 from training.collator import IGNORE
-from training.objectives import MagnetLlamaForObjectives, info_nce, labelled_cross_entropy
+from training.objectives import info_nce, labelled_cross_entropy, labelled_divergence
 
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def test_labelled_cross_entropy_equals_a_loop():
-    hidden = torch.randn(3, 7, 5, dtype=torch.float64, generator=GENERATOR)
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("chunk", [2, 512])
+def test_labelled_cross_entropy_equals_a_loop(monkeypatch, in_place, chunk):
+    monkeypatch.setattr("training.objectives.HEAD_CHUNK", chunk)
+    hidden = torch.randn(5, 9, 5, dtype=torch.float64, generator=GENERATOR)
     head = nn.Linear(5, 11).double()
-    labels = torch.randint(0, 11, (3, 7), generator=GENERATOR)
-    labels[torch.rand(3, 7, generator=GENERATOR) < 0.6] = IGNORE
-    expected, count = 0.0, 0
-    for b in range(3):
-        for t in range(1, 7):
+    labels = torch.randint(0, 11, (5, 9), generator=GENERATOR)
+    labels[torch.rand(5, 9, generator=GENERATOR) < 0.6] = IGNORE
+    labels[2] = IGNORE
+    expected, right, count = [0.0] * 5, [0] * 5, 0
+    for b in range(5):
+        for t in range(0 if in_place else 1, 9):
             if labels[b, t] != IGNORE:
-                scores = head(hidden[b, t - 1]).tolist()
+                scores = head(hidden[b, t if in_place else t - 1]).tolist()
                 total = math.log(sum(math.exp(s) for s in scores))
-                expected += total - scores[labels[b, t]]
+                expected[b] += total - scores[labels[b, t]]
+                right[b] += int(scores[labels[b, t]] == max(scores))
                 count += 1
     assert count > 3
-    assert float(labelled_cross_entropy(hidden, labels, head)) == pytest.approx(expected, abs=1e-5)
-    nothing = torch.full((3, 7), IGNORE)
-    assert float(labelled_cross_entropy(hidden, nothing, head)) == 0
+    losses, correct = labelled_cross_entropy(hidden, labels, head, in_place)
+    assert losses.tolist() == pytest.approx(expected, abs=1e-5)
+    assert correct.tolist() == right
+    nothing = torch.full((5, 9), IGNORE)
+    assert labelled_cross_entropy(hidden, nothing, head)[0].sum().item() == 0
 
 
-@pytest.mark.parametrize("offset", [0, 2])
-def test_info_nce_equals_a_loop(offset):
-    vectors = torch.randn(4, 6, generator=GENERATOR)
-    positives = torch.randn(4 + offset, 6, generator=GENERATOR)
+def test_chunks_change_neither_losses_nor_gradients(monkeypatch):
+    hidden = torch.randn(2, 9, 5, generator=GENERATOR, requires_grad=True)
+    base = torch.randn(2, 9, 5, generator=GENERATOR)
+    head = nn.Linear(5, 11)
+    labels = torch.randint(0, 11, (2, 9), generator=GENERATOR)
+    results = []
+    for chunk in (512, 3):
+        monkeypatch.setattr("training.objectives.HEAD_CHUNK", chunk)
+        losses, _ = labelled_cross_entropy(hidden, labels, head)
+        total = losses.sum() + labelled_divergence(hidden, base, labels, head).sum()
+        results.append((total, *torch.autograd.grad(total, [hidden, head.weight])))
+    for one, two in zip(*results):
+        torch.testing.assert_close(one, two)
+
+
+def test_divergence_equals_a_loop():
+    hidden, base = torch.randn(2, 1, 4, 5, generator=GENERATOR).unbind(0)
+    head = nn.Linear(5, 6)
+    labels = torch.tensor([[IGNORE, 3, IGNORE, 2]])
     expected = 0.0
-    for i in range(4):
-        similarity = [
-            float(vectors[i] @ p) / float(vectors[i].norm() * p.norm()) / 0.07 for p in positives
-        ]
-        expected += math.log(sum(map(math.exp, similarity))) - similarity[i + offset]
-    assert float(info_nce(vectors, positives, 0.07, offset)) == pytest.approx(
-        expected / 4, abs=1e-5
+    for t in (0, 2):
+        p, q = (head(states[0, t]).softmax(-1).tolist() for states in (base, hidden))
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q))
+    assert float(labelled_divergence(hidden, base, labels, head)) == pytest.approx(
+        expected, abs=1e-5
     )
 
 
-def test_one_pass_gives_all_parts():
-    """Against the stock decoder under the oracle's mask and all logits, and against `pool`."""
-    base = make_model()
-    model = for_objectives(base, ModelArguments(lora_r=0)).eval()
-    ids = torch.randint(3, 350, (2, 9), generator=GENERATOR)
-    span_ids = torch.tensor([[0, 0, 1, 1, 0, 0, 2, 2, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_info_nce_equals_a_loop(negatives):
+    queries = torch.randn(4, 6, generator=GENERATOR)
+    candidates = torch.randn(4 + negatives, 6, generator=GENERATOR)
+    expected = 0.0
+    for i in range(4):
+        similarity = [
+            float(queries[i] @ c) / float(queries[i].norm() * c.norm()) / 0.07 for c in candidates
+        ]
+        expected += math.log(sum(map(math.exp, similarity))) - similarity[i]
+    assert float(info_nce(queries, candidates, 0.07)) == pytest.approx(expected / 4, abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):  # similarities in bf16 would be off by 1e-2 / 0.07
+        assert float(info_nce(queries, candidates, 0.07)) == pytest.approx(expected / 4, abs=1e-5)
+
+
+def training_model(tmp_path, base=None, **arguments):
+    (base or make_model()).save_pretrained(tmp_path / "base")
+    return for_objectives(tmp_path / "base", ModelArguments(**arguments))
+
+
+def batch_of(ids, span_ids):
     mntp = torch.full_like(ids, IGNORE)
     mntp[0, 1] = mntp[1, 6] = 17
-    msg = torch.where(span_ids > 0, ids, IGNORE)
-    pairs = torch.randint(3, 350, (4, 5), generator=GENERATOR)
+    pairs = torch.randint(3, 350, (2, 2, 5), generator=GENERATOR)
     real = torch.ones_like(pairs)
-    real[1, 3:] = 0
-    output = model(
-        input_ids=ids, span_ids=span_ids, mntp_labels=mntp, msg_labels=msg,
-        pair_input_ids=pairs, pair_attention_mask=real,
-    )  # fmt: skip
+    real[0, 1, 3:] = 0
+    return {
+        "input_ids": ids, "span_ids": span_ids, "mntp_labels": mntp,
+        "msg_labels": torch.where(span_ids > 0, ids, IGNORE),
+        "pair_input_ids": pairs, "pair_attention_mask": real,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_one_pass_gives_all_parts(tmp_path, documents):
+    """Against the stock decoder under the oracle's mask and all logits, and against `pool`."""
+    base = make_model()
+    model = training_model(tmp_path, base, lora_r=0).eval()
+    ids = torch.randint(3, 350, (2, 9), generator=GENERATOR)
+    span_ids = torch.tensor([[0, 0, 1, 1, 0, 0, 2, 2, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0]])
+    batch = batch_of(ids, span_ids)
     mask = allowed(span_ids, torch.ones_like(ids))[:, None]
+    if documents:
+        batch["document_ids"] = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [0] * 6 + [1] * 3])
+        mask &= (batch["document_ids"][:, :, None] == batch["document_ids"][:, None])[:, None]
+    output = model(**batch)
     logits = super(type(base), base).forward(input_ids=ids, attention_mask=mask).logits
     log_probabilities = logits.log_softmax(-1)
-    for labels, value in ((mntp, output.mntp_sum), (msg, output.msg_sum)):
-        expected = -sum(
-            float(log_probabilities[b, t - 1, labels[b, t]])
-            for b in range(2) for t in range(1, 9) if labels[b, t] != IGNORE
-        )  # fmt: skip
-        assert float(value) == pytest.approx(expected, abs=1e-4)
-    torch.testing.assert_close(output.pair_vectors, base.pool(pairs, real))  # the head begins as 1
+    for name in ("mntp", "msg"):
+        labels = batch[f"{name}_labels"]
+        for b in range(2):
+            expected = -sum(
+                float(log_probabilities[b, t - 1, labels[b, t]])
+                for t in range(1, 9) if labels[b, t] != IGNORE
+            )  # fmt: skip
+            assert float(output[name][b]) == pytest.approx(expected, abs=1e-4)
+    for view in (0, 1):  # the head begins as 1
+        vectors = base.pool(batch["pair_input_ids"][view], batch["pair_attention_mask"][view])
+        torch.testing.assert_close(output.pair_vectors[view], vectors)
 
 
-def test_conversion_keeps_every_weight_and_the_adapter_begins_as_nothing():
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_gradcache_equals_plain_in_loss_and_gradient_with_dropout(tmp_path, chunk):
+    """Chunks draw dropout in order, so the plain pass to compare with is cut into the same rows."""
+    model = training_model(tmp_path, lora_r=4, lora_dropout=0.2, attention_dropout=0.1).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1, generator=GENERATOR)
+    ids = torch.randint(3, 350, (3, 4, 6), generator=GENERATOR)
+    mask = torch.ones_like(ids)
+    mask[1, 2, 4:] = 0
+
+    def loss_and_gradients(**arguments):
+        torch.manual_seed(7)
+        if arguments:
+            vectors = model(pair_input_ids=ids, pair_attention_mask=mask, **arguments).pair_vectors
+        else:
+            inner = model.get_base_model()
+            rows = zip(ids.flatten(0, 1).split(chunk), mask.flatten(0, 1).split(chunk))
+            vectors = torch.cat([inner.projection(inner.pool(*row)) for row in rows])
+            vectors = vectors.unflatten(0, (3, 4))
+        loss = info_nce(vectors[0], vectors[1:].flatten(0, 1), 0.1)
+        model.zero_grad()
+        loss.backward()
+        return loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain, gradients = loss_and_gradients()
+    cached, cached_gradients = loss_and_gradients(pair_chunk=chunk)
+    torch.testing.assert_close(cached, plain)
+    assert gradients.keys() == cached_gradients.keys() and len(gradients) > 10
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(cached_gradients[name], gradient, atol=1e-6, rtol=1e-4)
+    again, _ = loss_and_gradients(pair_chunk=2)  # other dropout: the test sees it
+    assert abs(float(again - plain)) > 1e-4
+
+
+def test_divergence_is_from_the_model_without_its_adapter(tmp_path):
+    base = make_model()
+    model = training_model(tmp_path, base, lora_r=4).eval()
+    ids = torch.randint(3, 350, (2, 9), generator=GENERATOR)
+    span_ids = torch.ones_like(ids)
+    ntp = ids.clone()
+    ntp[0] = IGNORE
+    ntp[:, 0] = IGNORE
+    batch = {"input_ids": ids, "span_ids": span_ids, "ntp_labels": ntp, "divergence": True}
+    assert model(**batch).divergence.tolist() == [0, 0]  # a fresh adapter is nothing
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1, generator=GENERATOR)
+    output = model(**batch)
+    own = model.get_base_model()(input_ids=ids, span_ids=span_ids).logits.log_softmax(-1)
+    other = base(input_ids=ids).logits.log_softmax(-1)
+    kl = (other.exp() * (other - own)).sum(-1)[1, :-1].sum()
+    assert output.divergence[0] == 0
+    torch.testing.assert_close(output.divergence[1], kl, atol=1e-4, rtol=1e-4)
+    output.divergence.sum().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if "lora_" in n)
+
+
+def test_the_training_model_is_the_base_and_the_adapter_begins_as_nothing(tmp_path):
     base = make_model()
     ids = torch.randint(3, 350, (1, 6), generator=GENERATOR)
     expected = base(input_ids=ids, span_ids=torch.zeros_like(ids)).logits
-    model = for_objectives(base, ModelArguments(lora_r=4)).eval()
+    model = training_model(tmp_path, base, lora_r=4).eval()
     assert torch.equal(model(input_ids=ids, span_ids=torch.zeros_like(ids)).logits, expected)
     trainable = {n.split(".")[-3] for n, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"lora_A", "lora_B", "modules_to_save"}
-    tied = make_model(tie_word_embeddings=True)
-    moved = convert(tied, MagnetLlamaForObjectives)
-    assert moved.lm_head.weight is moved.model.embed_tokens.weight
+    projection = model.get_base_model().projection.weight
+    assert torch.equal(projection, torch.eye(len(projection)))
+
+
+def test_bad_model_arguments(tmp_path):
+    with pytest.raises(ValueError, match="dtype is 'int3'"):
+        training_model(tmp_path, dtype="int3")
+    with pytest.raises(ValueError, match="set lora_r"):
+        training_model(tmp_path, load_in_4bit=True, lora_r=0)
 
 
 def test_start_token_is_the_one_with_the_lowest_perplexity(base_model):

@@ -1,29 +1,32 @@
-"""A run: counts, accumulation, logs, resuming, and the folders it writes."""
+"""A run: counts, accumulation, logs, evaluation, resuming, faults, and the folders it writes."""
 
 import json
-import shutil
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from peft import AutoPeftModelForCausalLM
 from tiny import SENTENCES
-from transformers import AutoModel, set_seed
+from torch.nn import functional as F
+from transformers import AutoModel
 
-from training.base import load_base
 from training.collator import IGNORE
-from training.train import make_trainer, settle_start_token, train
+from training.train import last_complete_checkpoint, make_trainer, train
 
-
-def base_for(arguments):
-    model = load_base(arguments[0].model)
-    settle_start_token(model, *arguments[:2])
-    return model
+ROOT = Path(__file__).parents[2]
 
 
 def trainer_for(arguments):
-    set_seed(arguments[2].seed)
-    return make_trainer(base_for(arguments), arguments)
+    return make_trainer(arguments)
 
 
 def trained(arguments):
@@ -58,8 +61,10 @@ def test_the_losses_logged_are_means_over_their_own_labels(run):
         picked = labels != IGNORE
         values = log_probabilities.gather(2, labels.clamp(min=0)[..., None])[..., 0]
         expected[name] = -float(values[picked].mean())
-    vectors = model.pool(batch["pair_input_ids"], batch["pair_attention_mask"])
-    one, two = torch.nn.functional.normalize(vectors, dim=-1).chunk(2)
+    one, two = (
+        F.normalize(model.pool(batch["pair_input_ids"][v], batch["pair_attention_mask"][v]), dim=-1)
+        for v in (0, 1)
+    )
     expected["sscl"] = float(-(one @ two.T / 0.1).log_softmax(1).diagonal().mean())
     expected["loss"] = 2 * expected["mntp"] + 3 * expected["sscl"] + expected["msg"]
     for name, value in expected.items():
@@ -110,9 +115,10 @@ def test_accumulated_gradient_equals_the_whole_batch_s(run):
     ]
     for batch in batches:
         output = fresh.model(**batch)
-        one, two = (torch.nn.functional.normalize(v, dim=-1) for v in output.pair_vectors.chunk(2))
+        one, two = (F.normalize(v, dim=-1) for v in output.pair_vectors)
         sscl = -(one @ two.T / 0.1).log_softmax(1).diagonal().mean()
-        (output.mntp_sum / counts[0] + output.msg_sum / counts[1] + sscl / 2).backward()
+        mntp, msg = output.mntp.sum() / counts[0], output.msg.sum() / counts[1]
+        (mntp + msg + sscl / 2).backward()
     compared = 0
     for name, parameter in fresh.model.named_parameters():
         if parameter.grad is not None:
@@ -133,26 +139,290 @@ def test_the_schedule_switches_objectives(run):
     assert float(logs[3]["loss"]) == pytest.approx(9 * float(logs[3]["sscl"]), abs=1e-3)
 
 
-def test_a_killed_run_goes_on_where_it_was(run, corpus):
+def losses(folder):
+    curves = json.loads((folder / "results.json").read_text())["curves"]
+    return {name: values for name, values in curves.items() if name != "learning_rate"}
+
+
+def start(corpus, environment=None, **kwargs):
+    """`python -m training.train` on the config that `run` wrote last."""
+    command = [sys.executable, "-m", "training.train", corpus / "config.yaml"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+LONG = {
+    "objective_schedule": [
+        {"steps": 20, "mntp": 1, "msg": 1, "ntp": 1, "divergence": 1},
+        {"steps": 20, "mntp": 1, "sscl": 1, "msg": 1, "ntp": 1, "divergence": 1},
+    ],
+    "all_span_fraction": 0.25, "lora_dropout": 0.1, "save_strategy": "steps", "save_steps": 3,
+    "save_total_limit": 2,
+}  # fmt: skip
+
+
+def test_a_run_killed_twice_at_random_gives_the_losses_of_a_whole_one(run, corpus):
+    """kill -9 in a process of its own, with dropout; from step 0 to the end, and the same weights."""
+    train(run(**LONG, output_dir=str(corpus / "whole")))
+    run(**LONG)
+    wait = random.Random(0)
+    for _ in range(2):
+        killed = start(corpus)
+        begun = len(list((corpus / "out").glob("checkpoint-*")))
+        while len(list((corpus / "out").glob("checkpoint-*"))) <= min(begun, 1):
+            assert killed.poll() is None, killed.stderr.read()
+            time.sleep(0.02)
+        time.sleep(wait.uniform(0, 0.4))
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    assert not (corpus / "out" / "model").exists()
+    finished = start(corpus)
+    _, errors = finished.communicate()
+    assert finished.returncode == 0, errors
+    assert losses(corpus / "out") == losses(corpus / "whole")
+    one, two = (
+        AutoModel.from_pretrained(corpus / name / "model", trust_remote_code=True).encode(SENTENCES)
+        for name in ("out", "whole")
+    )
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_a_checkpoint_in_pieces_is_said_and_the_one_before_is_used(run, corpus, caplog):
     changes = {"save_strategy": "steps", "save_steps": 2}
     whole = trained(run(**changes))
-    shutil.rmtree(corpus / "out" / "checkpoint-6")
-    shutil.rmtree(corpus / "out" / "checkpoint-4")
+    out = corpus / "out"
+    expected = parameters(whole)
+    assert last_complete_checkpoint(out) == str(out / "checkpoint-6")
+    (out / "checkpoint-6" / "trainer_state.json").unlink()  # what is written last
+    weights = out / "checkpoint-4" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    assert last_complete_checkpoint(out) == str(out / "checkpoint-2")
+    assert "checkpoint-6 is not complete" in caplog.text
+    assert "checkpoint-4 is not complete" in caplog.text
+    weights.write_bytes(content)
+    optimizer = out / "checkpoint-4" / "optimizer.pt"
+    flipped = bytearray(optimizer.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    optimizer.write_bytes(flipped)
     resumed = trainer_for(run(**changes))
-    resumed.train(resume_from_checkpoint=str(corpus / "out" / "checkpoint-2"))
-    losses = [
-        [log["loss"] for log in t.state.log_history if "loss" in log] for t in (whole, resumed)
-    ]
-    assert losses[0] == losses[1]
-    for name, value in parameters(whole).items():
-        torch.testing.assert_close(parameters(resumed)[name], value, atol=1e-6, rtol=0)
+    resumed.train(resume_from_checkpoint=last_complete_checkpoint(out))
+    for name, value in parameters(resumed).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=0)
+    for path in out.glob("checkpoint-*"):
+        (path / "trainer_state.json").unlink()
+    assert last_complete_checkpoint(out) is None
+    assert "the run begins anew" in caplog.text
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(run, corpus):
+    """RLIMIT_FSIZE stands for it: the optimizer's file is larger than the adapter's."""
+    run(**LONG)
+    done = start(corpus)
+    while not (corpus / "out" / "checkpoint-3" / "trainer_state.json").exists():
+        assert done.poll() is None
+        time.sleep(0.02)
+    done.kill()
+    done.communicate()
+    adapter = (corpus / "out" / "checkpoint-3" / "adapter_model.safetensors").stat().st_size
+    limit = (adapter + 1000, adapter + 1000)
+    for path in (corpus / "out").glob("checkpoint-*"):
+        if path.name != "checkpoint-3":
+            (path / "trainer_state.json").unlink(missing_ok=True)
+    full = start(corpus, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    _, errors = full.communicate()
+    assert full.returncode != 0 and "Error" in errors
+    assert last_complete_checkpoint(corpus / "out").endswith("checkpoint-3")
+
+
+def test_another_run_s_folder_is_refused(run, corpus):
+    train(run(objective_schedule=[{"steps": 1, "mntp": 1}]))
+    with pytest.raises(ValueError, match="learning_rate was 0.005, is 0.1"):
+        train(run(objective_schedule=[{"steps": 1, "mntp": 1}], learning_rate=0.1))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(run):
+    trainer = trainer_for(run())
+    with torch.no_grad():
+        trainer.model.get_base_model().model.norm.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1 \(mntp nan"):
+        trainer.train()
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(run):
+    trainer = trainer_for(run())
+    weight = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n)
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(
+        FloatingPointError, match="norm is (nan|inf) at step 1, the loss was finite"
+    ):
+        trainer.train()
+
+
+# Evaluation
+
+
+def test_what_is_evaluated_equals_a_computation_by_hand(run):
+    trainer = trainer_for(run(eval_strategy="steps", eval_steps=2, pair_length=128))
+    metrics = trainer.evaluate()
+    model, dataset = trainer.model.get_base_model().eval(), trainer.eval_dataset
+    assert len(dataset) == 6 and dataset.pairs_per_block == 2
+    sums = {name: [0.0, 0] for name in ("mntp", "span", "left_only", "causal")}
+
+    def add(name, scores, tokens, positions):
+        for t in positions:
+            sums[name][0] += (
+                float(scores[t - 1].argmax() == tokens[t]) if name == "mntp"
+                else -float(scores[t - 1].log_softmax(-1)[tokens[t]])
+            )  # fmt: skip
+            sums[name][1] += 1
+
+    sentences = []
+    for i in range(6):
+        item = dataset[i]
+        sentences += item.pairs
+        batch = trainer.data_collator([item])
+        tokens, span_ids = torch.tensor(item.block).long(), batch["span_ids"]
+        spans = span_ids[0].nonzero()[:, 0].tolist()
+        with torch.no_grad():
+            masked = model(input_ids=batch["input_ids"], span_ids=span_ids).logits[0]
+            clean = model(input_ids=tokens[None], span_ids=span_ids).logits[0]
+            left = model(input_ids=tokens[None]).logits[0]
+        selected = (batch["mntp_labels"][0] != IGNORE).nonzero()[:, 0].tolist()
+        add("mntp", masked, tokens, selected)
+        add("span", clean, tokens, spans)
+        add("left_only", left, tokens, spans)
+        add("causal", left, tokens, range(1, len(tokens)))
+    means = {name: total / count for name, (total, count) in sums.items()}
+    assert metrics["eval_mntp_accuracy"] == pytest.approx(means["mntp"])
+    for name in ("span", "left_only", "causal"):
+        assert metrics[f"eval_{name}_perplexity"] == pytest.approx(np.exp(means[name]), rel=1e-4)
+    one, two = (model.encode([p[v] for p in sentences], normalize_embeddings=True) for v in (0, 1))
+    right = (one @ two.T).argmax(axis=1) == np.arange(12)
+    assert metrics["eval_pair_accuracy"] == pytest.approx(right.mean())
+
+
+def test_the_best_checkpoint_is_kept_and_a_run_stops_early(run, corpus):
+    """With a learning rate that soon ruins the model."""
+    changes = {
+        "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": "eval_span_perplexity",
+        "greater_is_better": False, "early_stopping_patience": 2, "learning_rate": 0.1,
+        "objective_schedule": [{"steps": 40, "mntp": 1, "msg": 1}], "save_total_limit": 1,
+    }  # fmt: skip
+    trainer = trained(run(**changes))
+    evaluations = [log for log in trainer.state.log_history if "eval_span_perplexity" in log]
+    best = min(evaluations, key=lambda log: log["eval_span_perplexity"])
+    assert trainer.state.global_step < 40
+    assert trainer.state.global_step == best["step"] + 4
+    again = trainer.evaluate()
+    assert again["eval_span_perplexity"] == pytest.approx(best["eval_span_perplexity"], rel=1e-5)
+
+
+def test_a_run_of_sentences_alone_is_evaluated_too(run):
+    """SimCSE: one column, positives by dropout, no text."""
+    trainer = trained(
+        run(
+            text=[],
+            validation_text=[],
+            pair_columns=["sentence"],
+            lora_dropout=0.1,
+            eval_steps=6,
+            objective_schedule=[{"steps": 6, "sscl": 1}],
+            eval_strategy="steps",
+        )
+    )
+    metrics = next(log for log in trainer.state.log_history if "eval_pair_accuracy" in log)
+    assert metrics["eval_pair_accuracy"] == 1.0  # no dropout there: a sentence is nearest to itself
+    assert "eval_span_perplexity" not in metrics
+
+
+# What Trainer offers
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"gradient_checkpointing": True}, 1e-5),
+        ({"pair_chunk": 3}, 1e-5),
+        ({"dataloader_num_workers": 2}, 0),
+        ({"bf16": True}, 0.05),
+        ({"attn_implementation": "eager"}, 1e-4),
+    ],
+    ids=str,
+)
+def test_a_setting_that_must_not_change_the_losses(run, corpus, changes, tolerance):
+    schedule = LONG["objective_schedule"]
+    schedule = [phase | {"steps": 2} for phase in schedule]
+    same = {"objective_schedule": schedule, "all_span_fraction": 0.25, "learning_rate": 5e-4}
+    plain, other = (
+        [log for log in trained(run(**same, **extra)).state.log_history if "loss" in log]
+        for extra in ({"output_dir": str(corpus / "plain")}, changes)
+    )
+    assert len(plain) == len(other) == 4
+    for expected, got in zip(plain, other):
+        for name in ("loss", "mntp", "msg", "ntp", "divergence", "sscl"):
+            if name in expected:
+                assert float(got[name]) == pytest.approx(
+                    float(expected[name]), rel=tolerance, abs=tolerance
+                )
+
+
+def test_torch_compile_changes_no_loss(run, corpus):
+    text = {"objective_schedule": [{"steps": 2, "mntp": 1, "msg": 1}]}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    plain, other = (
+        [float(log["loss"]) for log in trained(run(**text, **extra)).state.log_history[:2]]
+        for extra in ({"output_dir": str(corpus / "plain")}, compiled)
+    )
+    assert other == pytest.approx(plain, rel=1e-4)
+
+
+def test_documents_apart_train(run):
+    trainer = trained(run(separate_documents=True, block_length=120))
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    assert batch["document_ids"].max() >= 1
+    assert np.isfinite(float(trainer.state.log_history[-2]["loss"]))
+
+
+@pytest.mark.parametrize(("pair_length", "cut"), [(48, True), (200, False)])
+def test_sentences_that_are_cut_are_counted(run, caplog, pair_length, cut):
+    with caplog.at_level("INFO"):
+        trainer_for(run(pair_length=pair_length))
+    assert ("of the first 12 pairs hold a sentence that is cut to 48 tokens" in caplog.text) == cut
+
+
+def test_results_curves_and_tensorboard(run, corpus):
+    train(run(eval_strategy="steps", eval_steps=3, report_to="tensorboard", max_steps=6))
+    out = corpus / "out"
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    table = (out / "results.md").read_text()
+    assert (
+        "| eval_span_perplexity |" in table and "- seed: 42" in table and str(corpus) not in table
+    )
+    assert list(out.rglob("events.out.tfevents*"))
+
+
+def test_push_to_hub_uploads_the_merged_model_with_its_card(run, corpus, tmp_path):
+    run(push_to_hub=True, hub_model_id="adapted", max_steps=1)
+    with HubServer() as hub:
+        pushed = start(corpus, hub.environment(tmp_path / "cache"))
+        _, errors = pushed.communicate()
+        assert pushed.returncode == 0, errors
+        files = hub.files("hf-test-user/adapted")
+    assert {"model.safetensors", "modeling_magnet.py", "modules.json"} <= files.keys()
+    assert b"| seed | 42 |" in files["README.md"]
+    assert not any(name.startswith("checkpoint-") for name in files)
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
 @pytest.mark.parametrize("projection_head", [True, False])
 def test_the_folders_of_a_run(run, corpus, lora_r, projection_head):
     arguments = run(lora_r=lora_r, projection_head=projection_head)
-    adapted = train(base_for(arguments), arguments)
+    adapted = train(arguments)
     out = corpus / "out"
     vectors = adapted.encode(SENTENCES)
     before = AutoModel.from_pretrained(out / "base", trust_remote_code=True)
@@ -173,14 +443,8 @@ def test_the_folders_of_a_run(run, corpus, lora_r, projection_head):
         assert not (out / "adapter").exists()
 
 
-def test_sscl_without_pairs_is_an_error(run):
-    with pytest.raises(ValueError, match="set pairs_per_block"):
-        trained(run(pairs_per_block=0))
-
-
-@pytest.mark.parametrize("name", ["world_size", "n_gpu"])
-def test_a_run_on_several_devices_is_refused(run, monkeypatch, name):
+def test_several_gpus_in_one_process_are_refused(run, monkeypatch):
     arguments = run()
-    monkeypatch.setattr(type(arguments[2]), name, property(lambda self: 2))
-    with pytest.raises(ValueError, match="trains on one of each"):
+    monkeypatch.setattr(type(arguments[2]), "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="start one process a GPU"):
         trainer_for(arguments)

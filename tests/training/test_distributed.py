@@ -1,0 +1,134 @@
+"""One process, two and four, DDP and FSDP2, on gloo: the same losses and the same parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = WORKER.parents[2]
+
+MIXED = [
+    {"steps": 2, "mntp": 1, "msg": 1},
+    {"steps": 4, "mntp": 1, "sscl": 2, "msg": 1, "ntp": 1, "divergence": 1},
+]
+"""All objectives, the contrastive one over the batch of all processes."""
+
+TEXT = [{"steps": 6, "mntp": 1, "msg": 1}]
+"""Without the contrastive one, whose negatives are those of one accumulated batch."""
+
+
+@pytest.fixture
+def launch(run, corpus):
+    """Train with so many processes; gives the losses of each step and the adapter's weights."""
+
+    def trained(runs: dict[str, dict], processes: int = 1, fsdp: bool = False):
+        configs = []
+        for name, changes in runs.items():
+            changes = {"output_dir": str(corpus / name), "use_cpu": not fsdp} | changes
+            if "objective_schedule" not in changes:
+                changes["objective_schedule"] = MIXED
+            if changes["objective_schedule"] is MIXED:
+                changes["all_span_fraction"] = 0.25
+            run(**changes)
+            configs.append(corpus / f"{name}.yaml")
+            (corpus / "config.yaml").rename(configs[-1])
+        command = [sys.executable, WORKER, *(["--fsdp"] if fsdp else []), *configs]
+        if processes > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+            command[1:1] = [*launcher, str(processes)]
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        subprocess.run(
+            command, check=True, timeout=300, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        results = []
+        for name in runs:
+            curves = json.loads((corpus / name / "results.json").read_text())["curves"]
+            weights = load_file(corpus / name / "adapter" / "adapter_model.safetensors")
+            results.append((curves, weights))
+        return results
+
+    return trained
+
+
+def assert_same(result, expected):
+    (curves, weights), (expected_curves, expected_weights) = result, expected
+    assert curves.keys() == expected_curves.keys() and len(curves["mntp"]) == 6
+    for name, points in curves.items():
+        assert [step for step, _ in points] == [step for step, _ in expected_curves[name]]
+        values, wanted = ([value for _, value in p] for p in (points, expected_curves[name]))
+        assert values == pytest.approx(wanted, abs=1e-5, rel=1e-5), name
+    assert weights.keys() == expected_weights.keys() and len(weights) > 10
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[name], atol=1e-5, rtol=0)
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 3, "optim": "sgd", "learning_rate": 0.05}
+"""SGD shows the gradient as it is; AdamW makes a step of each rounding where the gradient is 0."""
+
+
+ONE: list = []
+
+
+@pytest.fixture
+def one(launch):
+    """One process on all eight items: the run to compare with, made once."""
+    if not ONE:
+        ONE.extend(launch({"one": EVALUATED, "one-text": EVALUATED | {"objective_schedule": TEXT}}))
+    return ONE
+
+
+def of(processes, **changes):
+    return EVALUATED | {"per_device_train_batch_size": 8 // processes} | changes
+
+
+def test_two_processes_are_one_and_so_is_accumulation(launch, one):
+    """1 x 8, 2 x 4, and 2 processes x 2 x 2 accumulated, each with all objectives that it can have."""
+    accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    two, two_by_two = launch(
+        {"two": of(2), "two-by-two": of(2, objective_schedule=TEXT, **accumulated)}, processes=2
+    )
+    (alone,) = launch(
+        {
+            "alone": of(
+                1,
+                objective_schedule=TEXT,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+            )
+        }
+    )
+    assert_same(two, one[0])
+    assert_same(two_by_two, one[1])
+    assert_same(alone, one[1])
+
+
+def test_fsdp2_on_two_processes_is_one(launch, one):
+    (two,) = launch({"fsdp-two": of(2)}, processes=2, fsdp=True)
+    assert_same(two, one[0])
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_four_processes_are_one(launch, one, fsdp):
+    (four,) = launch({"four": of(4)}, processes=4, fsdp=fsdp)
+    assert_same(four, one[0])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("training/accelerate").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_accelerate_reads_its_configs(path):
+    """Unknown and missing keys are errors there."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 8
+    content = yaml.safe_load(path.read_text())
+    assert config.distributed_type == content["distributed_type"]

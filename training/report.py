@@ -1,0 +1,92 @@
+"""What a run ends with: a short table, and its curves as a picture."""
+
+import json
+from pathlib import Path
+
+from .arguments import OBJECTIVES
+
+PANELS = {
+    "losses": (*OBJECTIVES, "loss"),
+    "perplexity": ("eval_span_perplexity", "eval_left_only_perplexity", "eval_causal_perplexity"),
+    "accuracy": ("mntp_accuracy", "eval_mntp_accuracy", "eval_pair_accuracy"),
+    "learning rate": ("learning_rate",),
+}
+
+
+def write_report(log_history: list[dict], folder: str | Path, details: dict) -> str:
+    """Write `results.json`, `results.md` and, where matplotlib is installed, `curves.png`.
+
+    Args:
+        log_history: of the Trainer.
+        folder: where to write them.
+        details: what the figures were measured on and with, by name.
+
+    Returns:
+        The table of `results.md`: each figure at its first and its last measurement, and its best.
+    """
+    folder = Path(folder)
+    curves = curves_of(log_history)
+    rows = [
+        (name, values[0], values[-1], (max if "accuracy" in name else min)(v for _, v in values))
+        for name, values in curves.items()
+        if name != "learning_rate"
+    ]
+    lines = [
+        "| figure | first (step) | last (step) | best |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {first[1]:.4g} ({first[0]}) | {last[1]:.4g} ({last[0]}) | {best:.4g} |"
+            for name, first, last, best in rows
+        ),
+    ]
+    table = "\n".join(lines)
+    told = "\n".join(f"- {name}: {value}" for name, value in details.items())
+    (folder / "results.md").write_text(f"{table}\n\n{told}\n", encoding="utf-8")
+    content = {"details": details, "curves": curves}
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if curves:
+        draw_curves(curves, folder / "curves.png")
+    return table
+
+
+def curves_of(log_history: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """Each figure's (step, value) in the order of steps."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for name in (name for names in PANELS.values() for name in names):
+        values = [(line["step"], float(line[name])) for line in log_history if name in line]
+        if values:
+            curves[name] = values
+    return curves
+
+
+def draw_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) -> None:
+    """Draw the curves against steps, a panel a kind.
+
+    Args:
+        curves: of `curves_of`.
+        path: the picture to write.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        print("no curves.png: pip install matplotlib")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = {kind: [n for n in names if n in curves] for kind, names in PANELS.items()}
+    panels = {kind: names for kind, names in panels.items() if names}
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, (kind, names) in zip(axes[0], panels.items(), strict=True):
+        for name in names:
+            steps, values = zip(*curves[name], strict=True)
+            marker = "o" if len(values) < 12 else None
+            axis.plot(steps, values, label=name.removeprefix("eval_"), marker=marker, markersize=3)
+        axis.set(title=kind, xlabel="step")
+        axis.set_ylim(bottom=0) if kind != "perplexity" else axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

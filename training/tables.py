@@ -1,0 +1,346 @@
+"""The text in blocks of tokens, and the sentence pairs: tables, made once and memory-mapped."""
+
+import errno
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, Features, NamedSplit, Value
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerFast
+
+from .arguments import DataArguments
+from .sources import Row, identify, read_rows
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 1
+"""Part of what a cached table is known by: raise it when this file makes other tables."""
+
+BATCH_CHARACTERS = 1 << 20
+"""Text that is tokenized at a time, so that long documents need no more memory than short ones."""
+
+PAIR = ("sentence", "positive", "negative")
+
+
+def make_blocks(
+    arguments: DataArguments,
+    tokenizer: PreTrainedTokenizerFast,
+    start_token_id: int | None,
+    *,
+    validation: bool = False,
+    most: int | None = None,
+) -> "Blocks":
+    r"""Tokenize the text and cut it into blocks, or find that done in the cache.
+
+    Each row's text ends in a line break, and one follows the other. Every block begins with the
+    start token, as every sequence does that the model is used on; with `separate_documents` so does
+    every document. What is left at the end, shorter than a block, is dropped.
+
+        text       a a a b b c c c c c           blocks of 6, start token S
+        together   S a a a b b   S c c c c c
+        separate   S a a a S b   S b S c c c     documents 0 0 0 0 1 1   0 0 1 1 1 1
+
+    The table is written once, by the first process that needs it, and memory-mapped from then on. It
+    is made anew when the text, the tokenizer or an argument that it depends on is another.
+
+    Args:
+        arguments: say where the text is and what blocks are like.
+        tokenizer: a fast one.
+        start_token_id: None for none.
+        validation: whether to take the first `validation_blocks` of the validation text.
+        most: blocks that the run needs; with `streaming` no more text is read than that takes.
+
+    Returns:
+        The blocks, and counts of what was read and dropped.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: a source that cannot be read (see `read_rows`), or text for less than a block.
+        OSError: the cache's disk is full.
+    """
+    source, config, split = arguments.text, arguments.text_config, arguments.text_split
+    limit = most if arguments.streaming else None
+    if validation:
+        source, split = arguments.validation_text, arguments.validation_split
+        limit = arguments.validation_blocks
+    start = [] if start_token_id is None else [start_token_id]
+    if arguments.block_length <= len(start):
+        raise ValueError("block_length is 1: a block has a token behind the start token, give 2")
+    document_start = start if arguments.separate_documents else []
+    names = ("ids", "document_ids") if arguments.separate_documents else ("ids",)
+
+    def make(counts: Counter) -> Iterator[Row]:
+        logger.info("tokenizing %s", source)
+        column, document_column = arguments.text_column, arguments.document_column
+        rows = read_rows(
+            source,
+            (column,),
+            config,
+            split,
+            keys=() if document_column is None else (document_column,),
+            streaming=arguments.streaming,
+            counts=counts,
+        )
+        stream = _tokenize(rows, tokenizer, column, document_column, document_start, counts)
+        for block in islice(_cut(stream, start, arguments, counts), limit):
+            yield {name: block[name].tobytes() for name in names}
+        if not counts["blocks"]:
+            raise ValueError(
+                f"{source} has {counts['tokens']} tokens ({dict(counts)}), a block has "
+                f"{arguments.block_length}: give more text or a smaller block_length"
+            )
+
+    key = [
+        "blocks",
+        identify(source, config, split),
+        arguments.text_column,
+        arguments.document_column,
+        _identify_tokenizer(tokenizer),
+        start,
+        arguments.block_length,
+        arguments.separate_documents,
+        limit,
+    ]
+    features = {name: Value("binary") for name in names}
+    return Blocks(*_cached(key, make, features, arguments.token_cache))
+
+
+class Blocks:
+    """Blocks of tokens in a memory-mapped table; 0 is the first of the text.
+
+    Attributes:
+        counts: `rows read`, `dropped: ` with each reason, `empty files`, `documents`, `tokens` (start
+            tokens of documents are among them, those of blocks are not), `tokens left over`, `blocks`.
+    """
+
+    def __init__(self, table: Dataset, counts: dict[str, int]):
+        self.counts = counts
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Token ids, (block_length,) int32, and their documents, (block_length,) int32 or None."""
+        row = {k: np.frombuffer(v, np.int32).copy() for k, v in self._table[index].items()}
+        return row["ids"], row.get("document_ids")
+
+
+def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs":
+    """Read the sentence pairs into the cache, or find them there.
+
+    Args:
+        arguments: say where they are, their columns and their groups.
+        validation: whether to take the first `validation_pair_count` of the validation pairs.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: a source that cannot be read (see `read_rows`), or no pair in it.
+        OSError: the cache's disk is full.
+    """
+    source, split, limit = arguments.pairs, arguments.pairs_split, None
+    if validation:
+        source, split = arguments.validation_pairs, arguments.validation_split
+        limit = arguments.validation_pair_count
+    config, columns = arguments.pairs_config, tuple(arguments.pair_columns)
+    group_column = arguments.group_column
+
+    def make(counts: Counter) -> Iterator[Row]:
+        groups: dict[Any, int] = {}
+        rows = read_rows(
+            source,
+            columns,
+            config,
+            split,
+            keys=() if group_column is None else (group_column,),
+            distinct=True,
+            streaming=arguments.streaming,
+            counts=counts,
+        )
+        for row in islice(rows, limit):
+            counts["pairs"] += 1
+            pair = {name: row[column] for name, column in zip(PAIR, columns, strict=False)}
+            if group_column is not None:
+                pair["group"] = groups.setdefault(row.get(group_column), len(groups))
+                counts["groups"] = len(groups)
+            yield pair
+        if not counts["pairs"]:
+            raise ValueError(f"{source} has no pair with texts that differ: {dict(counts)}")
+
+    key = ["pairs", identify(source, config, split), columns, group_column, limit]
+    features = {name: Value("string") for name in PAIR[: len(columns)]}
+    if group_column is not None:
+        features["group"] = Value("int64")
+    return Pairs(*_cached(key, make, features, arguments.token_cache))
+
+
+class Pairs:
+    """Sentence pairs in a memory-mapped table, in the order of their files.
+
+    Attributes:
+        counts: `rows read`, `dropped: ` with each reason, `empty files`, `pairs`, `groups`.
+        groups: (pairs,) the group of each, numbered by first appearance; None without a group column.
+    """
+
+    def __init__(self, table: Dataset, counts: dict[str, int]):
+        self.counts = counts
+        self.groups: np.ndarray | None = None
+        if "group" in table.column_names:
+            self.groups = table.with_format("numpy")["group"][:]
+        self._table = table.select_columns([name for name in PAIR if name in table.column_names])
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        return tuple(self._table[index].values())
+
+
+def first_texts(arguments: DataArguments, count: int) -> list[str]:
+    """The first texts of the run, as many as asked for or as there are."""
+    rows = read_rows(
+        arguments.text,
+        (arguments.text_column,),
+        arguments.text_config,
+        arguments.text_split,
+        streaming=arguments.streaming,
+        counts=Counter(),
+    )
+    return [row[arguments.text_column] for row in islice(rows, count)]
+
+
+def counts_table(title: str, counts: dict[str, int]) -> str:
+    """Counts as lines of a log, under a title."""
+    width = max(map(len, counts), default=0)
+    return "\n".join([title, *(f"  {name:<{width}} {n:>14,}" for name, n in counts.items())])
+
+
+def _tokenize(
+    rows: Iterator[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    column: str,
+    document_column: str | None,
+    document_start: list[int],
+    counts: Counter,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the next token ids, (tokens,), and the number of each one's document, (tokens,)."""
+    before = None
+    for batch in _batches(rows, column):
+        texts = [row[column] + "\n" for row in batch]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        pieces, numbers = [], []
+        for row, ids in zip(batch, encoded, strict=True):
+            document = (row.get(document_column),) if document_column else None
+            if document is None or document != before:
+                counts["documents"] += 1
+                ids = [*document_start, *ids]
+            before = document
+            pieces.append(np.array(ids, dtype=np.int32))
+            numbers.append(counts["documents"])
+        counts["tokens"] += sum(map(len, pieces))
+        yield (
+            np.concatenate(pieces),
+            np.repeat(np.array(numbers, dtype=np.int32), [len(piece) for piece in pieces]),
+        )
+
+
+def _batches(rows: Iterator[Row], column: str) -> Iterator[list[Row]]:
+    batch, characters = [], 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row[column])
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _cut(
+    stream: Iterator[tuple[np.ndarray, np.ndarray]],
+    start: list[int],
+    arguments: DataArguments,
+    counts: Counter,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields blocks: `ids` and `document_ids`, each (block_length,)."""
+    rest = np.empty((2, 0), dtype=np.int32)
+    before = 0  # the document that the last block ends in; the first is 1
+    own = np.array(start, dtype=np.int32)
+    for batch in stream:
+        counts["tokens left over"] += len(batch[0])
+        rest = np.concatenate([rest, batch], axis=1)  # (2, tokens): ids, documents
+        first = 0
+        while first < rest.shape[1]:
+            # A document that begins where the block does has brought its start token.
+            begins = arguments.separate_documents and rest[1, first] != before
+            last = first + arguments.block_length - (0 if begins else len(own))
+            if last > rest.shape[1]:
+                break
+            ids, documents = rest[:, first:last]
+            if not begins:
+                ids = np.concatenate([own, ids])
+                documents = np.concatenate([np.repeat(documents[:1], len(own)), documents])
+            counts["tokens left over"] -= last - first
+            counts["blocks"] += 1
+            first, before = last, documents[-1]
+            changes = documents[1:] != documents[:-1]
+            yield {"ids": ids, "document_ids": np.append(0, np.cumsum(changes)).astype(np.int32)}
+        rest = rest[:, first:]
+
+
+def _cached(
+    key: list,
+    make: Callable[[Counter], Iterator[Row]],
+    features: dict[str, Value],
+    folder: str | None,
+) -> tuple[Dataset, dict[str, int]]:
+    """The table of the rows that `make` gives, and the counts that it fills meanwhile.
+
+    The counts stand in the table's last row: they are there whenever the table is. `datasets` makes
+    it under a lock, in a folder that gets its name at the end, so a killed process leaves no part
+    that could be taken for the whole.
+    """
+    fingerprint = hashlib.sha256(json.dumps([CACHE_VERSION, *key]).encode()).hexdigest()
+    folder = folder or str(datasets.config.HF_DATASETS_CACHE)
+
+    def generate() -> Iterator[Row]:
+        counts: Counter = Counter()
+        rows = make(counts)
+        row = next(rows)
+        for following in rows:
+            yield row | {"counts": None}
+            row = following
+        yield row | {"counts": json.dumps(counts)}
+
+    try:
+        table = Dataset.from_generator(
+            generate,
+            features=Features(features | {"counts": Value("string")}),
+            cache_dir=folder,
+            split=NamedSplit(key[0]),
+            fingerprint=fingerprint,
+        )
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(
+                cause.errno,
+                f"{cause.strerror}: make room for the token cache, or name another",
+                folder,
+            ) from error
+        raise cause from cause.__cause__
+    return table.remove_columns("counts"), json.loads(table[-1]["counts"])
+
+
+def _identify_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for setting in ("truncation", "padding"):  # of the last call, not of the tokenizer
+        state.pop(setting)
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
