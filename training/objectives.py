@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -121,7 +120,7 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
     """A MAGNET Llama in training: with a projection head, and a forward pass of all objectives."""
 
     # A base has none, and it begins as identity.
-    _keys_to_ignore_on_load_missing: ClassVar = ["projection.weight"]
+    _keys_to_ignore_on_load_missing = ["projection.weight"]  # noqa: RUF012
 
     def __init__(self, config):
         super().__init__(config)

@@ -83,11 +83,13 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     base = Path(args.output_dir) / "base"
     set_seed(args.seed)
     with args.main_process_first(local=False, desc="the base model"):
-        texts = first_texts(data, 160) if data.text else []
+        auto = model_arguments.start_token == "auto" and bool(data.text)
+        texts = first_texts(data, 160) if auto else []
         prepare_base(model_arguments, texts, base)
     model = for_objectives(base, model_arguments)
     inner: Any = model if isinstance(model, MagnetLlamaForCausalLM) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings
+    mask_token_id = single_token_id(tokenizer, model_arguments.mask_token, "mask_token")
     items_a_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     )
@@ -100,7 +102,7 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     collator = MagnetCollator(
         tokenizer=tokenizer,
         settings=settings,
-        mask_token_id=single_token_id(tokenizer, model_arguments.mask_token, "mask_token"),
+        mask_token_id=mask_token_id,
         vocab_size=inner.config.vocab_size,
         arguments=data,
         seed=args.seed,
@@ -148,7 +150,12 @@ def _dataset(
     pairs_per_block = data.pairs_per_block
     if validation and pairs is not None:
         length = len(blocks) if blocks is not None else len(pairs)
-        pairs_per_block = max(1, len(pairs) // length)
+        if len(pairs) < length:
+            raise ValueError(
+                f"there are {len(pairs)} pairs for {length} blocks to evaluate on: raise "
+                "validation_pair_count, or lower validation_blocks"
+            )
+        pairs_per_block = len(pairs) // length
     elif validation and blocks is not None:
         length = len(blocks)
     return MagnetDataset(

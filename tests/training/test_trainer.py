@@ -340,6 +340,12 @@ def test_a_run_of_sentences_alone_is_evaluated_too(run):
     assert "eval_span_perplexity" not in metrics
 
 
+def test_fewer_pairs_than_blocks_to_evaluate_on_are_refused(run):
+    """They would come twice, and the nearest of two that are one is a matter of chance."""
+    with pytest.raises(ValueError, match="5 pairs for 6 blocks"):
+        trainer_for(run(eval_strategy="steps", eval_steps=2, validation_pair_count=5))
+
+
 # What Trainer offers
 
 
@@ -386,6 +392,11 @@ def test_documents_apart_train(run):
     batch = trainer.data_collator([trainer.train_dataset[0]])
     assert batch["document_ids"].max() >= 1
     assert np.isfinite(float(trainer.state.log_history[-2]["loss"]))
+
+
+def test_a_mask_that_is_no_token_is_said_before_the_data_is_read(run):
+    with pytest.raises(ValueError, match=r"mask_token is '<mask>', which is \d+ tokens"):
+        trainer_for(run(mask_token="<mask>", text=["nowhere.txt"], start_token="<s>"))
 
 
 @pytest.mark.parametrize(("pair_length", "cut"), [(48, True), (200, False)])
