@@ -313,6 +313,9 @@ def _scaled(schedule: list[dict[str, Any]], factor: float) -> list[dict[str, Any
     return [phase | {"steps": int(n)} for phase, n in zip(schedule, steps, strict=True)]
 
 
+Arguments = tuple[ModelArguments, DataArguments, MagnetTrainingArguments]
+"""All that a run is told."""
+
 FIXED = (
     ("remove_unused_columns", False, "the collator makes all inputs"),
     ("label_smoothing_factor", 0.0, "it has no meaning for MAGNET's losses"),

@@ -1,9 +1,14 @@
 """What a run ends with: a short table, and its curves as a picture."""
 
 import json
+import platform
 from pathlib import Path
 
-from .arguments import OBJECTIVES
+import torch
+import transformers
+
+from .arguments import OBJECTIVES, Arguments
+from .trainer import MagnetTrainer
 
 PANELS = {
     "losses": (*OBJECTIVES, "loss"),
@@ -90,3 +95,25 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) ->
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def details_of(arguments: Arguments, trainer: MagnetTrainer) -> dict:
+    """What a run's figures were measured on and with."""
+    model, data, args = arguments
+    metrics = next((m for m in trainer.state.log_history[::-1] if "train_runtime" in m), {})
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type
+    return {
+        "base model": Path(model.model).name,
+        "text": ", ".join(Path(name).name for name in data.text),
+        "pairs": ", ".join(Path(name).name for name in data.pairs),
+        "steps": trainer.state.global_step,
+        "a step": f"{trainer.data_collator.items_a_step} blocks of {data.block_length} tokens, "
+        f"{data.pairs_per_block} pairs with each",
+        "seed": args.seed,
+        "evaluated on": f"{data.validation_blocks} blocks, {data.validation_pair_count} pairs"
+        if trainer.eval_dataset is not None
+        else "nothing",
+        "devices": f"{args.world_size} x {device} ({platform.machine()})",
+        "seconds": round(metrics.get("train_runtime", 0)),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }

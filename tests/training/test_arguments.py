@@ -8,7 +8,8 @@ import yaml
 from tiny import SENTENCES, make_model
 
 from training.arguments import DataArguments, MagnetTrainingArguments
-from training.train import check_arguments, parse, train
+from training.setup import check_arguments
+from training.train import parse, train
 
 CONFIGS = Path("training/configs")
 PAPER, SMOLLM2 = CONFIGS / "paper-llama-2-7b.yaml", CONFIGS / "smollm2-135m.yaml"

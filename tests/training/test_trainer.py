@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from training.collator import IGNORE
-from training.train import last_complete_checkpoint, make_trainer, train
+from training.resume import last_complete_checkpoint
+from training.setup import make_trainer
+from training.train import train
 
 ROOT = Path(__file__).parents[2]
 

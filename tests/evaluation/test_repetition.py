@@ -1,0 +1,167 @@
+"""Rep-Sen and Rep-n against counts by hand, and continuations against a loop over single texts."""
+
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from tiny import SENTENCES, make_model
+
+from evaluation import inputs, repetition
+from evaluation.bootstrap import ratio_interval
+from evaluation.repetition import (
+    Repetition,
+    continuations,
+    prompt_lengths,
+    rep_n,
+    rep_sen,
+    sentences,
+)
+
+SCRIPT = Path(repetition.__file__)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It rains. It pours! Who knew?", ["It rains.", "It pours!", "Who knew?"]),
+        ("The tide came in . \n The boat left", ["The tide came in .", "The boat left"]),
+        ("“It rains.” (So it does.) Fine", ["“It rains.”", "(So it does.)", "Fine"]),
+        ("Mr. Ode and J. R. Pell met. A line\nbreak", ["Mr. Ode and J. R. Pell met.", "A line", "break"]),
+        ("It costs 2.5 or 3 @.@ 5 crowns...  Then?!", ["It costs 2.5 or 3 @.@ 5 crowns...", "Then?!"]),
+        ("it rains. it rains. it", ["it rains.", "it rains.", "it"]),
+        (" \n\t ", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_sentences(text, expected):
+    assert sentences(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "of_sentences", "of_bigrams", "of_4_grams"),
+    [
+        ("", 0, 0, 0),
+        (" \n ", 0, 0, 0),
+        ("Rain.", 0, 0, 0),  # shorter than n
+        ("It rains. It rains. It rains. It pours.", 2 / 4, 4 / 7, 2 / 5),
+        ("It  rains. It\trains.", 1 / 2, 1 / 3, 0),  # white space makes no difference
+        ("It rains. it rains.", 0, 0, 0),  # case does
+        ("la la la la la", 0, 3 / 4, 1 / 2),
+    ],
+)
+def test_repetition_counted_by_hand(text, of_sentences, of_bigrams, of_4_grams):
+    assert rep_sen(text) == pytest.approx(of_sentences)
+    assert rep_n(text, 2) == pytest.approx(of_bigrams)
+    assert rep_n(text) == pytest.approx(of_4_grams)
+
+
+def test_n_below_1_is_refused():
+    with pytest.raises(ValueError, match="n is 0: give the words of an n-gram, 1 or more"):
+        rep_n("It rains.", 0)
+
+
+def test_the_metric_is_the_mean_over_texts(tmp_path):
+    texts = ["It rains. It rains.", "It pours.", ""]
+    expected = {"rep_sen": 1 / 6, "rep_2": 1 / 9}
+    for metric in (
+        Repetition(cache_dir=str(tmp_path)),
+        evaluate.load(str(SCRIPT), cache_dir=str(tmp_path)),
+    ):
+        found = metric.compute(predictions=texts, n=2)
+        assert set(found) == {"rep_sen", "rep_sen_interval", "rep_2", "rep_2_interval"}
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value)
+            low, high = found[f"{name}_interval"]
+            assert 0 <= low <= value <= high <= 0.5
+
+
+def test_intervals():
+    assert ratio_interval([3.0, 3.0], [2, 2]) == (1.5, 1.5)
+    generator = np.random.default_rng(0)
+    values = generator.normal(5, 2, size=400)
+    low, high = ratio_interval(values)
+    error = values.std() / 20  # of the mean of 400
+    assert (low, high) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02
+    )
+    assert ratio_interval(values) == (low, high) != ratio_interval(values, seed=1)
+    sizes = generator.integers(1, 9, size=400)
+    low, high = ratio_interval(values * sizes, sizes)
+    assert low < (values * sizes).sum() / sizes.sum() < high
+    for above, below in (([], None), ([1.0], [1, 2])):
+        with pytest.raises(ValueError, match="one of each for every example"):
+            ratio_interval(above, below)
+    with pytest.raises(ValueError, match=r"denominator 1 is 0.0: give > 0"):
+        ratio_interval([1.0, 1.0], [1, 0])
+
+
+def greedy(model, ids: list[int], count: int) -> list[int]:
+    """Greedy decoding written out, one text and no cache."""
+    written = []
+    while len(written) < count:
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids + written])).logits[0, -1].argmax())
+        if token in (0, 1):  # the start and the end token
+            break
+        written.append(token)
+    return written
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_continuations_equal_a_loop_over_single_texts(tiny, batch_size):
+    tiny.generation_config.repetition_penalty = 1.5  # what a checkpoint prefers is not greedy
+    lengths = [4, 9, 2, 6, 5]
+    made = continuations(tiny, SENTENCES, lengths, 8, batch_size, progress=False)
+    for text, length, continuation in zip(SENTENCES, lengths, made):
+        ids = tiny.tokenizer(text)["input_ids"]
+        decode = tiny.tokenizer.decode
+        assert continuation.prompt == decode(ids[:length])
+        assert continuation.original == decode(ids[length : length + 8])
+        expected = greedy(tiny, [0, *ids[:length]], 8)
+        assert continuation.written == decode(expected, skip_special_tokens=True)
+
+
+def test_a_continuation_ends_where_the_next_document_starts(tiny):
+    """A base whose documents are parted by its start token writes it where a text is over."""
+    tiny.lm_head.weight.data[:] = 0
+    tiny.lm_head.weight.data[0] = 1
+    hidden = tiny.base_model(input_ids=torch.tensor([[0, 5]])).last_hidden_state[0, -1].sum()
+    tiny.lm_head.weight.data[0] = hidden.sign()  # so that the start token is likeliest
+    assert continuations(tiny, SENTENCES[:1], 1, 4, progress=False)[0].written == ""
+
+
+def test_prompts_are_counted_in_tokens_behind_the_start_token(tiny):
+    tiny.config.magnet = {"start_token_id": None}
+    ids = tiny.tokenizer(SENTENCES[0])["input_ids"]
+    made = continuations(tiny, SENTENCES[:1], 3, 2, progress=False)
+    assert made[0].prompt == tiny.tokenizer.decode(ids[:3])
+    with pytest.raises(ValueError, match="text 1 has a prompt of 0 tokens"):
+        continuations(tiny, SENTENCES[:2], [3, 0], 2, progress=False)
+    with pytest.raises(ValueError, match="got 2 texts and 1 prompt lengths"):
+        continuations(tiny, SENTENCES[:2], [3], 2, progress=False)
+
+
+def test_a_prompt_of_five_words_ends_with_the_fifth(tiny):
+    texts = [*SENTENCES, "Two words", ""]
+    lengths = prompt_lengths(texts, tiny.tokenizer)
+    for text, length in zip(texts, lengths):
+        ids = tiny.tokenizer(text)["input_ids"]
+        assert tiny.tokenizer.decode(ids[:length]) == " ".join(text.split()[:5])
+    assert prompt_lengths(["abc abc"], tiny.tokenizer, [0]) == [0]
+
+
+@pytest.mark.parametrize("name", ["text.txt", "stories.tsv"])
+def test_command(tmp_path, capsys, monkeypatch, name):
+    path = tmp_path / name
+    if name.endswith("tsv"):
+        header = "\t".join(inputs.STORY_COLUMNS)
+        path.write_text("\n".join([header, "\t".join(SENTENCES)]) + "\n", encoding="utf-8")
+    else:
+        path.write_text("\n".join([" = Harbour = ", *[" ".join(SENTENCES)] * 3]), encoding="utf-8")
+    monkeypatch.setattr(inputs, "load_base", lambda model: make_model())
+    repetition.main(["--model", "tiny", "--text", str(path), "--limit", "2", "--new-tokens", "6"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{1 if name.endswith('tsv') else 2} texts, up to 6 tokens")
+    assert "| greedy continuation |" in printed and "| true continuation | 0.0 |" in printed

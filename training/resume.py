@@ -1,0 +1,76 @@
+"""What lets a run be killed at any moment: whose a folder is, and which checkpoint is whole."""
+
+import dataclasses
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+from safetensors import safe_open
+
+from .arguments import Arguments
+
+logger = logging.getLogger(__name__)
+
+FREE = (
+    "output_dir", "token_cache", "logging_dir", "report_to", "run_name", "disable_tqdm", "push_to_hub",
+    "hub_model_id", "hub_token", "hub_private_repo", "save_total_limit", "save_steps",
+    "dataloader_num_workers", "local_rank", "logging_steps", "log_level", "hub_strategy",
+)  # fmt: skip
+"""Settings that a resumed run may have otherwise than it began: they change no result."""
+
+
+def claim(output: Path, arguments: Arguments) -> None:
+    """Note the run's settings in its folder; refuse a folder that was begun with others."""
+    model, data, args = arguments
+    mine = {"processes": args.world_size}
+    for part in (dataclasses.asdict(model), dataclasses.asdict(data), args.to_dict()):
+        mine |= {k: v for k, v in part.items() if k not in FREE}
+    mine = json.loads(json.dumps(mine, default=str, sort_keys=True))
+    path = output / "run.json"
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}"
+            for k in sorted(mine.keys() | theirs.keys())
+            if mine.get(k) != theirs.get(k)
+        ]
+        if changed:
+            raise ValueError(
+                f"{output} holds a run with other settings ({'; '.join(changed)}): give another "
+                "output_dir, or delete that one"
+            )
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    aside = output / ".run.json.partial"
+    aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def last_complete_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint that a kill, a full disk or a fault has not left in pieces.
+
+    The Trainer writes `trainer_state.json` last. Files are checked as far as their formats tell:
+    sizes for safetensors, checksums for what torch saves.
+    """
+    steps = sorted(
+        (path for path in output.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()),
+        key=lambda path: -int(path.name.split("-")[-1]),
+    )
+    for folder in steps:
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            for path in folder.rglob("*.safetensors"):
+                with safe_open(path, framework="pt"):
+                    pass
+            for path in (*folder.rglob("*.pt"), *folder.rglob("*.pth")):
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip() is not None:
+                        raise ValueError(f"{path.name} has a wrong checksum")
+        except Exception as error:
+            logger.warning("%s is not complete, so it is not used: %s", folder, error)
+            continue
+        return str(folder)
+    if steps:
+        logger.warning("no checkpoint in %s is complete: the run begins anew", output)
+    return None

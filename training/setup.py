@@ -1,0 +1,138 @@
+"""From a run's arguments to its trainer: base, data, collator, model."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, set_seed
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+from .arguments import Arguments
+from .base import for_objectives, prepare_base, single_token_id
+from .collator import MagnetCollator
+from .data import MagnetDataset, counts_table, first_texts, make_blocks, read_pairs
+from .trainer import MagnetTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def check_arguments(arguments: Arguments) -> None:
+    """Raise where arguments do not fit each other, before anything is loaded."""
+    model, data, args = arguments
+    one_span = args.ever("ntp", "divergence")
+    if one_span != (data.all_span_fraction > 0):
+        raise ValueError(
+            f"all_span_fraction is {data.all_span_fraction}, the weights of ntp and divergence are "
+            f"{'not ' if one_span else ''}all 0: blocks that are one span and these weights need "
+            "each other"
+        )
+    if args.ever("divergence") and model.lora_r == 0:
+        raise ValueError(
+            "divergence is from the model without its adapter, and lora_r is 0: set lora_r"
+        )
+    if args.ever("sscl") and (data.pairs_per_block < 1 or not data.pairs):
+        raise ValueError("sscl has a weight, but there are no pairs: set pairs, pairs_per_block")
+    if args.ever("mntp", "msg", "ntp", "divergence") and not data.text:
+        raise ValueError(
+            "mntp, msg, ntp or divergence has a weight, but there is no text: set text"
+        )
+    dropout = max(model.lora_dropout, model.attention_dropout)
+    if args.ever("sscl") and len(data.pair_columns) == 1 and not dropout:
+        raise ValueError(
+            "pair_columns names one column, so dropout alone makes the positives, and lora_dropout "
+            "and attention_dropout are 0: set one of them"
+        )
+
+
+def make_trainer(arguments: Arguments) -> MagnetTrainer:
+    """Everything of a run but its start: base, data, collator, the model in its training class."""
+    model_arguments, data, args = arguments
+    base = Path(args.output_dir) / "base"
+    set_seed(args.seed)
+    with args.main_process_first(local=False, desc="the base model"):
+        auto = model_arguments.start_token == "auto" and bool(data.text)
+        texts = first_texts(data, 160) if auto else []
+        prepare_base(model_arguments, texts, base)
+    model = for_objectives(base, model_arguments)
+    inner: Any = model if isinstance(model, MagnetLlamaForCausalLM) else model.get_base_model()
+    tokenizer, settings = inner.tokenizer, inner.magnet_settings
+    mask_token_id = single_token_id(tokenizer, model_arguments.mask_token, "mask_token")
+    items_a_step = (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
+    length = args.max_steps * items_a_step
+    with args.main_process_first(local=False, desc="the data"):
+        train_dataset = _dataset(arguments, tokenizer, settings.start_token_id, length, False)
+        eval_dataset = None
+        if args.eval_strategy != "no":
+            eval_dataset = _dataset(arguments, tokenizer, settings.start_token_id, 0, True)
+    collator = MagnetCollator(
+        tokenizer=tokenizer,
+        settings=settings,
+        mask_token_id=mask_token_id,
+        vocab_size=inner.config.vocab_size,
+        arguments=data,
+        seed=args.seed,
+        items_a_step=items_a_step,
+    )
+    if train_dataset.pairs is not None:
+        collator.warn_of_cut_pairs(
+            [train_dataset.pairs[i] for i in range(min(1000, len(train_dataset.pairs)))]
+        )
+    trainer = MagnetTrainer(
+        model=model,
+        args=dataclasses.replace(args, push_to_hub=False) if args.push_to_hub else args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    if args.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+    return trainer
+
+
+def _dataset(
+    arguments: Arguments, tokenizer, start_token_id: int | None, length: int, validation: bool
+) -> MagnetDataset:
+    """The run's items, or those to evaluate on."""
+    _, data, args = arguments
+    name = "validation" if validation else "training"
+    text, sentences = (
+        (data.validation_text, data.validation_pairs) if validation else (data.text, data.pairs)
+    )
+    blocks = pairs = None
+    if text and (validation or args.ever("mntp", "msg", "ntp", "divergence")):
+        most = data.validation_blocks if validation else length
+        blocks = make_blocks(data, tokenizer, start_token_id, validation=validation, most=most)
+        logger.info(counts_table(f"{name} text", blocks.counts))
+    if sentences and data.pairs_per_block and (validation or args.ever("sscl")):
+        pairs = read_pairs(data, validation=validation)
+        logger.info(counts_table(f"{name} pairs", pairs.counts))
+    if blocks is None and pairs is None:
+        raise ValueError(
+            f"there is nothing for {name}: set "
+            + ("validation_text or validation_pairs" if validation else "text or pairs")
+        )
+    pairs_per_block = data.pairs_per_block
+    if validation and pairs is not None:
+        length = len(blocks) if blocks is not None else len(pairs)
+        if len(pairs) < length:
+            raise ValueError(
+                f"there are {len(pairs)} pairs for {length} blocks to evaluate on: raise "
+                "validation_pair_count, or lower validation_blocks"
+            )
+        pairs_per_block = len(pairs) // length
+    elif validation and blocks is not None:
+        length = len(blocks)
+    return MagnetDataset(
+        blocks,
+        pairs,
+        length,
+        pairs_per_block if pairs is not None else 0,
+        args.seed,
+        group_size=data.group_size if data.group_column else 1,
+        held_out=validation,
+    )
