@@ -1,7 +1,9 @@
 """The base model of a run, its special tokens and its adapter."""
 
+import contextlib
 import importlib.util
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations import deepspeed
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -141,6 +144,24 @@ def prepare_base(arguments: ModelArguments, texts: list[str], folder: str | Path
     model.save_pretrained(folder)
 
 
+@contextlib.contextmanager
+def whole_weights(args: TrainingArguments) -> Iterator[None]:
+    """Load weights whole in one process.
+
+    Under DeepSpeed's ZeRO-3 transformers shards whatever it loads, and waits for all processes.
+    """
+    plugin: Any = args.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        own = getattr(args, "hf_deepspeed_config", None)  # where `deepspeed` is an argument
+        deepspeed.set_hf_deepspeed_config(own or plugin.dschf)
+
+
 def for_objectives(
     folder: str | Path, arguments: ModelArguments
 ) -> PeftModel | MagnetLlamaForObjectives:
@@ -175,7 +196,10 @@ def for_objectives(
         **loading,
     )
     model.tokenizer  # noqa: B018  a missing tokenizer is said now
-    model.projection = model.projection.float() if arguments.projection_head else nn.Identity()
+    if not arguments.projection_head:
+        model.projection = nn.Identity()
+    elif not deepspeed.is_deepspeed_zero3_enabled():  # which keeps float32 copies itself
+        model.projection.float()
     if arguments.lora_r == 0:
         return model
     if arguments.load_in_4bit:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, Trainer
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from .arguments import OBJECTIVES, DataArguments, MagnetTrainingArguments, ModelArguments
-from .base import SMOLLM2, dtype_of
+from .base import SMOLLM2, dtype_of, whole_weights
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 
@@ -40,15 +40,18 @@ def export(
     if not trainer.is_world_process_zero():
         return None
     model: Any
-    if arguments.lora_r:
-        write_adapter(trained, output / "base", output / "adapter")
-        model = MagnetLlamaForCausalLM.from_pretrained(output / "base", dtype=dtype_of(arguments))
-        model = PeftModel.from_pretrained(model, output / "adapter").merge_and_unload()
-    else:
-        model = MagnetLlamaForCausalLM.from_pretrained(
-            trained, config=AutoConfig.from_pretrained(output / "base"), dtype=dtype_of(arguments)
-        )
-        model.tokenizer  # noqa: B018  before its folder goes
+    with whole_weights(trainer.args):
+        if arguments.lora_r:
+            base, adapter = output / "base", output / "adapter"
+            write_adapter(trained, base, adapter)
+            model = MagnetLlamaForCausalLM.from_pretrained(base, dtype=dtype_of(arguments))
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        else:
+            config = AutoConfig.from_pretrained(output / "base")
+            model = MagnetLlamaForCausalLM.from_pretrained(
+                trained, config=config, dtype=dtype_of(arguments)
+            )
+            model.tokenizer  # noqa: B018  before its folder goes
     model.eval()
     model.save_pretrained(output / "model")
     shutil.rmtree(trained)

@@ -193,13 +193,17 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
             # memory holds the activations of one chunk, and dropout is replayed.
             ids, mask = pair_input_ids.flatten(0, 1), pair_attention_mask.flatten(0, 1)
             (vectors,) = _in_chunks(
-                lambda ids, mask: (self.projection(self.pool(ids, mask).float()),),
+                lambda ids, mask: (self._project(self.pool(ids, mask)),),
                 pair_chunk or len(ids),
                 ids,
                 mask,
             )  # (views x pairs, hidden)
-            output.pair_vectors = torch.stack(vectors.float().split(pair_input_ids.shape[1]))
+            output.pair_vectors = torch.stack(vectors.split(pair_input_ids.shape[1]))
         return output
+
+    def _project(self, vectors: torch.Tensor) -> torch.Tensor:
+        weight = next(self.projection.parameters(), vectors)
+        return self.projection(vectors.to(weight.dtype)).float()
 
     @contextlib.contextmanager
     def _adapter_off(self) -> Iterator[None]:

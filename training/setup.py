@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from .arguments import Arguments
-from .base import for_objectives, prepare_base, single_token_id
+from .base import for_objectives, prepare_base, single_token_id, whole_weights
 from .collator import MagnetCollator
 from .data import MagnetDataset, counts_table, first_texts, make_blocks, read_pairs
 from .trainer import MagnetTrainer
@@ -54,7 +54,8 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     with args.main_process_first(local=False, desc="the base model"):
         auto = model_arguments.start_token == "auto" and bool(data.text)
         texts = first_texts(data, 160) if auto else []
-        prepare_base(model_arguments, texts, base)
+        with whole_weights(args):
+            prepare_base(model_arguments, texts, base)
     model = for_objectives(base, model_arguments)
     inner: Any = model if isinstance(model, MagnetLlamaForCausalLM) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings

@@ -1,5 +1,6 @@
 """One process, two and four, DDP and FSDP2, on gloo: the same losses and the same parameters."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -28,10 +29,10 @@ TEXT = [{"steps": 6, "mntp": 1, "msg": 1}]
 def launch(run, corpus):
     """Train with so many processes; gives the losses of each step and the adapter's weights."""
 
-    def trained(runs: dict[str, dict], processes: int = 1, fsdp: bool = False):
+    def trained(runs: dict[str, dict], processes: int = 1, sharded: str | None = None):
         configs = []
         for name, changes in runs.items():
-            changes = {"output_dir": str(corpus / name), "use_cpu": not fsdp} | changes
+            changes = {"output_dir": str(corpus / name), "use_cpu": not sharded} | changes
             if "objective_schedule" not in changes:
                 changes["objective_schedule"] = MIXED
             if changes["objective_schedule"] is MIXED:
@@ -39,11 +40,11 @@ def launch(run, corpus):
             run(**changes)
             configs.append(corpus / f"{name}.yaml")
             (corpus / "config.yaml").rename(configs[-1])
-        command = [sys.executable, WORKER, *(["--fsdp"] if fsdp else []), *configs]
+        command = [sys.executable, WORKER, *([sharded] if sharded else []), *configs]
         if processes > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
             command[1:1] = [*launcher, str(processes)]
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
         subprocess.run(
             command, check=True, timeout=300, cwd=ROOT,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -111,14 +112,21 @@ def test_two_processes_are_one_and_so_is_accumulation(launch, one):
 
 
 def test_fsdp2_on_two_processes_is_one(launch, one):
-    (two,) = launch({"fsdp-two": of(2)}, processes=2, fsdp=True)
+    (two,) = launch({"fsdp-two": of(2)}, processes=2, sharded="--fsdp")
     assert_same(two, one[0])
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_four_processes_are_one(launch, one, fsdp):
-    (four,) = launch({"four": of(4)}, processes=4, fsdp=fsdp)
+@pytest.mark.parametrize("sharded", [None, "--fsdp"])
+def test_four_processes_are_one(launch, one, sharded):
+    (four,) = launch({"four": of(4)}, processes=4, sharded=sharded)
     assert_same(four, one[0])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+@pytest.mark.parametrize("sharded", ["--zero2", "--zero3"])
+def test_deepspeed_on_two_processes_is_one(launch, one, sharded):
+    (two,) = launch({sharded.strip("-"): of(2)}, processes=2, sharded=sharded)
+    assert_same(two, one[0])
 
 
 @pytest.mark.parametrize(

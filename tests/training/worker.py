@@ -1,9 +1,9 @@
 """A process of a distributed run: trains each config that it is given, one after the other.
 
-    torchrun --nproc-per-node 2 tests/training/worker.py [--fsdp] CONFIG...
+    torchrun --nproc-per-node 2 tests/training/worker.py [--fsdp | --zero2 | --zero3] CONFIG...
 
-accelerate takes FSDP for accelerators alone; with `--fsdp` it is told that these CPUs are some, and
-does on gloo what it would do on GPUs.
+accelerate takes FSDP and DeepSpeed for accelerators alone; with a flag it is told that these CPUs are
+some, and does on gloo what it would do on GPUs.
 """
 
 import os
@@ -14,16 +14,33 @@ from accelerate import state
 
 from training.train import main
 
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+ZERO = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    "ACCELERATE_GRADIENT_CLIPPING": "auto",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    "DS_ACCELERATOR": "cpu",
+}
+"""What `accelerate launch` sets from the files in training/accelerate."""
 
-def fsdp_on_cpu() -> None:
-    os.environ |= {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    }
+SHARDED = {
+    "--fsdp": FSDP,
+    "--zero2": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "--zero3": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+
+
+def take_cpus_for_accelerators() -> None:
     state.PartialState._prepare_backend = lambda *args, **kwargs: (
         "gloo",
         state.DistributedType.MULTI_GPU,
@@ -34,9 +51,9 @@ def fsdp_on_cpu() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     configs = sys.argv[1:]
-    if configs[0] == "--fsdp":
-        fsdp_on_cpu()
-        del configs[0]
+    if configs[0] in SHARDED:
+        os.environ |= SHARDED[configs.pop(0)]
+        take_cpus_for_accelerators()
     for config in configs:
         sys.argv[1:] = [config]
         main()
