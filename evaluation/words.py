@@ -1,0 +1,300 @@
+"""Chunking, entities and parts of speech by a linear classifier on frozen vectors (Table 1).
+
+    python -m evaluation.words --model FOLDER --train eng.train --test eng.testa --output results.json
+
+The protocol is that of MAGNET's section 4.1 and appendix A: the last layer, frozen; a word's vector is
+the mean over its tokens; 4000 steps of 8 sentences at a learning rate of 5e-4, dropout 0.1. Table 1's
+numbers are token accuracies as in LLM2Vec's scripts, also its 98.31 for entities, to which each word
+outside of entities adds: compare them with `accuracy`, not with the span F1 of CoNLL-2003 systems.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from seqeval.metrics.sequence_labeling import get_entities
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import AutoModel
+
+TASKS = ("chunk", "ner", "pos")
+ENCODE_AT_ONCE = 512
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Words and, for each of `pos`, `chunk` and `ner`, a tag a word."""
+
+    words: list[str]
+    tags: dict[str, list[str]]
+
+
+def read_conll(path: str | Path) -> list[Sentence]:
+    """Read a file of CoNLL-2003, which is research data that may not be passed on.
+
+    Args:
+        path: of a UTF-8 file. A line is a word, its part of speech, its chunk tag and its entity tag
+            (IOB1 as in the original, or IOB2); sentences end at an empty or a `-DOCSTART-` line.
+
+    Returns:
+        Its sentences; chunk and entity tags in IOB2.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no sentence, or a line has not four columns, the last two IOB tags.
+    """
+    sentences: list[Sentence] = []
+    rows: list[list[str]] = []
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate([*lines, ""], start=1):
+        columns = line.split()
+        if columns and columns[0] != "-DOCSTART-":
+            iob = all(tag == "O" or tag.startswith(("B-", "I-")) for tag in columns[2:])
+            if len(columns) != 4 or not iob:
+                raise ValueError(
+                    f"{path}, line {number}: got {len(columns)} columns {columns}, expected 4: word, "
+                    "part of speech, chunk and entity tag (O, B-... or I-...)"
+                )
+            rows.append(columns)
+        elif rows:
+            words, pos, chunk, ner = (list(column) for column in zip(*rows, strict=True))
+            tagged = {"pos": pos, "chunk": to_iob2(chunk), "ner": to_iob2(ner)}
+            sentences.append(Sentence(words, tagged))
+            rows = []
+    if not sentences:
+        raise ValueError(f"{path} holds no sentence: give a file of CoNLL-2003, such as eng.train")
+    return sentences
+
+
+def to_iob2(tags: list[str]) -> list[str]:
+    """The tags of a sentence with `B-` at the start of every span; IOB2 stays as it is.
+
+    IOB1 writes `B-` only where a span touches another of its type. seqeval's default mode reads the
+    same spans from both (an `I-` that continues none starts one), its strict IOB2 mode does not. But
+    Table 1's accuracies are of IOB2, and so rare a `B-` is hardly learnt: touching spans get joined.
+    """
+    return [
+        "B-" + tag[2:] if tag.startswith("I-") and before[2:] != tag[2:] else tag
+        for before, tag in zip(["O", *tags], tags, strict=False)
+    ]
+
+
+def probe(
+    train_vectors: Sequence[np.ndarray],
+    train_tags: Sequence[Sequence[str]],
+    test_vectors: Sequence[np.ndarray],
+    steps: int = 4000,
+    batch_size: int = 8,
+    learning_rate: float = 5e-4,
+    dropout: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[list[str]]:
+    """Fit a linear classifier of words to frozen vectors with Adam, and apply it (appendix A).
+
+    Args:
+        train_vectors, test_vectors: (words, hidden) for each sentence, in any float type.
+        train_tags: a tag a word for each training sentence.
+        steps, batch_size, learning_rate: of training; batches of sentences, a constant rate.
+        dropout: of the vectors in training.
+        seed: of the weights, the order and the dropout; the caller's random state stays as it is.
+        progress: show a bar.
+
+    Returns:
+        A tag a word for each test sentence: always one that is in `train_tags`.
+
+    Raises:
+        ValueError: a sentence has not one tag a word, or vectors are not finite.
+    """
+    if not train_vectors or [*map(len, train_vectors)] != [*map(len, train_tags)]:
+        raise ValueError(
+            f"got {sum(map(len, train_vectors))} vectors in {len(train_vectors)} training sentences, "
+            f"{sum(map(len, train_tags))} tags in {len(train_tags)}: give one of each a word"
+        )
+    if not all(np.isfinite(rows).all() for rows in (*train_vectors, *test_vectors)):
+        raise ValueError("the vectors hold NaN or infinity (float16: numbers above 65504)")
+    names, count = sorted({tag for tags in train_tags for tag in tags}), len(train_vectors)
+    labels = [np.array([names.index(tag) for tag in tags]) for tags in train_tags]
+
+    def stack(sentences: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(sentences).astype(np.float32))  # (words, hidden)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = torch.nn.Linear(train_vectors[0].shape[1], len(names))
+        optimizer = torch.optim.Adam(classifier.parameters(), lr=learning_rate)
+        epochs = [torch.randperm(count) for _ in range(1 + steps * batch_size // count)]
+        order = torch.cat(epochs)[: steps * batch_size].view(steps, batch_size)
+        for batch in tqdm(order.tolist(), desc="Probe", disable=not progress):
+            features = F.dropout(stack([train_vectors[i] for i in batch]), dropout)
+            targets = torch.from_numpy(np.concatenate([labels[i] for i in batch]))  # (words,)
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(features), targets).backward()
+            optimizer.step()
+    with torch.no_grad():
+        best = [classifier(stack([rows])).argmax(dim=1).tolist() for rows in test_vectors]
+    return [[names[i] for i in row] for row in best]
+
+
+def score(
+    predictions: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], kind: str, seed: int = 0
+) -> dict[str, Any]:
+    """Token accuracy and, for chunks and entities, the span scores of seqeval's default mode.
+
+    Args:
+        predictions, gold: the tags of each sentence, and the true ones.
+        kind: `chunk`, `ner` or `pos`.
+        seed: of the intervals, which resample the sentences.
+
+    Returns:
+        `accuracy`, and but for `pos` `precision`, `recall` and `f1`, from 0 to 1; for each its 95 %
+        interval, such as `f1_interval`; how many `sentences` and `words` they were counted on.
+
+    Raises:
+        ValueError: predictions and gold differ in length or are empty, or `kind` is unknown.
+    """
+    if kind not in TASKS:
+        raise ValueError(f"kind is {kind!r}: give one of {', '.join(TASKS)}")
+    if not gold or [*map(len, predictions)] != [*map(len, gold)]:
+        raise ValueError(
+            f"got {sum(map(len, predictions))} predictions in {len(predictions)} sentences, "
+            f"{sum(map(len, gold))} gold tags in {len(gold)}: give one of each a word"
+        )
+    pairs = [(list(p), list(g)) for p, g in zip(predictions, gold, strict=True)]
+    words = np.array([len(g) for _, g in pairs])  # (sentences,), as all that follow
+    ratios = {"accuracy": (np.array([sum(map(str.__eq__, p, g)) for p, g in pairs]), words)}
+    if kind != "pos":
+        spans = [(set(get_entities(p)), set(get_entities(g))) for p, g in pairs]
+        found, predicted, true = np.array([[len(p & g), len(p), len(g)] for p, g in spans]).T
+        ratios |= {"precision": (found, predicted), "recall": (found, true)}
+        ratios["f1"] = (2 * found, predicted + true)
+    result: dict[str, Any] = {"sentences": len(gold), "words": int(words.sum())}
+    for name, counts in ratios.items():
+        result |= _ratio(name, *counts, seed)
+    return result
+
+
+def measure_words(
+    encode_words: Callable[[list[list[str]]], Sequence[np.ndarray]],
+    train_path: str | Path,
+    test_path: str | Path,
+    tasks: Sequence[str] = TASKS,
+    steps: int = 4000,
+    limit: tuple[int | None, int | None] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Fit and score a classifier for each task on the word vectors of an encoder (Table 1).
+
+    Args:
+        encode_words: returns (words, hidden) for each sentence of some in words, such as
+            `encode_words` of a MAGNET model. It encodes each sentence once, for all tasks.
+        train_path, test_path: files of CoNLL-2003, see `read_conll`.
+        tasks, steps: what to measure, and the steps of training a classifier.
+        limit: how many of the first training and of the first test sentences to use; None: all.
+        seed, progress: of the classifiers and the intervals; whether to show bars.
+
+    Returns:
+        For each task what `score` returns, `train_sentences`, and `unseen_tags`: the tags that no
+        training word has, with how many test words have each. These count as wrong.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `read_conll` and `probe`; or a task is unknown.
+    """
+    if not tasks or not set(tasks) <= set(TASKS):
+        raise ValueError(f"tasks are {', '.join(tasks) or 'none'}: give some of {', '.join(TASKS)}")
+    paths, limits = (train_path, test_path), limit or (None, None)
+    train, test = (read_conll(path)[:most] for path, most in zip(paths, limits, strict=True))
+    vectors = [_encode(encode_words, part, progress) for part in (train, test)]
+    results = {}
+    for task in tasks:
+        known, gold = ([sentence.tags[task] for sentence in part] for part in (train, test))
+        predictions = probe(vectors[0], known, vectors[1], steps, seed=seed, progress=progress)
+        seen = {tag for tags in known for tag in tags}
+        unseen = dict(Counter(tag for tags in gold for tag in tags if tag not in seen))
+        if unseen:
+            warnings.warn(f"{task}: training lacks tags of test words: {unseen}", stacklevel=2)
+        results[task] = score(predictions, gold, task, seed)
+        results[task] |= {"train_sentences": len(train), "unseen_tags": unseen}
+    return results
+
+
+def _encode(encode_words, sentences: list[Sentence], progress: bool) -> list[np.ndarray]:
+    """Vectors in 16 bits: half the memory, and rounded by far less than dropout disturbs them."""
+    vectors: list[np.ndarray] = []
+    for first in tqdm(range(0, len(sentences), ENCODE_AT_ONCE), "Encode", disable=not progress):
+        words = [sentence.words for sentence in sentences[first : first + ENCODE_AT_ONCE]]
+        vectors += [rows.astype(np.float16) for rows in encode_words(words)]
+    return vectors
+
+
+def _ratio(name: str, top: np.ndarray, bottom: np.ndarray, seed: int) -> dict[str, Any]:
+    """The ratio of summed counts (sentences,), and its 95 % bootstrap interval over sentences."""
+    count = len(top)
+    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, RESAMPLES)
+    ratios = (draws @ top) / np.maximum(draws @ bottom, 1)  # (resamples,)
+    low, high = np.percentile(ratios, [2.5, 97.5]).tolist()
+    return {name: int(top.sum()) / max(int(bottom.sum()), 1), f"{name}_interval": [low, high]}
+
+
+def as_table(results: dict[str, dict[str, Any]]) -> str:
+    """Results as a Markdown table, in percent, with their 95 % intervals."""
+    lines = ["| task | token accuracy | span F1 |", "|---|---|---|"]
+    for task, result in results.items():
+        figures = [(result[n], *result[f"{n}_interval"]) for n in ("accuracy", "f1") if n in result]
+        cells = [f"{100 * x:.2f} ({100 * a:.2f} to {100 * b:.2f})" for x, a, b in figures]
+        lines.append(f"| {' | '.join([task, *cells, '-'][:3])} |")
+    return "\n".join(lines)
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """Measure a MAGNET folder, print a table and write the results, whole or not at all."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a MAGNET model")
+    parser.add_argument("--train", required=True, help="CoNLL-2003 file to train on")
+    parser.add_argument("--test", required=True, help="CoNLL-2003 file to score on")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="what to measure")
+    parser.add_argument("--limit-train", type=int, help="use so many training sentences")
+    parser.add_argument("--limit-test", type=int, help="use so many test sentences")
+    parser.add_argument("--steps", type=int, default=4000, help="of training a classifier")
+    parser.add_argument("--seed", type=int, default=0, help="of classifiers and intervals")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args(command_line)
+    began = time.perf_counter()
+    for name in ("limit_train", "limit_test", "steps"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+    if (output := options.output) and (output.is_dir() or not output.parent.is_dir()):
+        parser.error(f"--output is {output}: give a file in a folder that exists")
+    for path in (options.train, options.test):
+        read_conll(path)  # a bad file is said before the model loads
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    results = measure_words(
+        model.encode_words, options.train, options.test, options.tasks, options.steps,
+        limit=(options.limit_train, options.limit_test), seed=options.seed,
+    )  # fmt: skip
+    seconds = round(time.perf_counter() - began, 1)
+    one = results[options.tasks[0]]
+    print(
+        f"{as_table(results)}\n\n{one['train_sentences']} training and {one['sentences']} test sentences,"
+        f" {options.steps} steps, seed {options.seed}, {seconds} s; 95 % intervals over test sentences"
+    )
+    if output:
+        content = vars(options) | {"output": str(output), "seconds": seconds, "results": results}
+        aside = output.with_name(output.name + ".partial")
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        aside.replace(output)
+
+
+if __name__ == "__main__":
+    main()
