@@ -11,11 +11,12 @@ from .arguments import OBJECTIVES, Arguments
 from .trainer import MagnetTrainer
 
 PANELS = {
-    "losses": (*OBJECTIVES, "loss"),
+    "losses": OBJECTIVES,
     "perplexity": ("eval_span_perplexity", "eval_left_only_perplexity", "eval_causal_perplexity"),
     "accuracy": ("mntp_accuracy", "eval_mntp_accuracy", "eval_pair_accuracy"),
     "learning rate": ("learning_rate",),
 }
+"""What is drawn together."""
 
 
 def write_report(log_history: list[dict], folder: str | Path, details: dict) -> str:
@@ -57,7 +58,7 @@ def write_report(log_history: list[dict], folder: str | Path, details: dict) -> 
 def curves_of(log_history: list[dict]) -> dict[str, list[tuple[int, float]]]:
     """Each figure's (step, value) in the order of steps."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for name in (name for names in PANELS.values() for name in names):
+    for name in ("loss", *(name for names in PANELS.values() for name in names)):
         values = [(line["step"], float(line[name])) for line in log_history if name in line]
         if values:
             curves[name] = values
@@ -87,10 +88,18 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) ->
     for axis, (kind, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
             steps, values = zip(*curves[name], strict=True)
-            marker = "o" if len(values) < 12 else None
-            axis.plot(steps, values, label=name.removeprefix("eval_"), marker=marker, markersize=3)
+            held_out = name.startswith("eval_")
+            axis.plot(
+                steps,
+                values,
+                label=name.removeprefix("eval_").replace("_", " ")
+                + (", held out" if held_out else ""),
+                marker="o" if held_out or len(values) < 12 else None,
+                markersize=3,
+            )
         axis.set(title=kind, xlabel="step")
-        axis.set_ylim(bottom=0) if kind != "perplexity" else axis.set_yscale("log")
+        if kind != "perplexity":
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=130)
