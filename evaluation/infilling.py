@@ -1,0 +1,247 @@
+"""Perplexity of infilling (MAGNET, section 4.3, Table 4, and the long spans of Appendix E).
+
+    python -m evaluation.infilling --model FOLDER --roc dev.tsv --wikitext wiki.valid.tokens \\
+        --limit 100 --output results.json
+
+"For ROC Stories, we randomly mask out a sentence from each 5-sentence story, while for Wikitext-103,
+we mask up to three spans with lengths ranging from 8 to 32 tokens. Following Donahue et al. (2020),
+we compute PPL only for the tokens comprising the original masked out spans." The same span tokens
+are scored in the four views of `evaluation.views`.
+
+A text is tokenised once, as running text, behind the model's start token. So a span begins and ends
+on a token border of that text, and all views score the same tokens. The space between two sentences
+is part of the second one's first token, as tokenizers have it, and so is scored with it.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import evaluate
+import numpy as np
+
+from .bootstrap import ratio_interval
+from .views import VIEWS, rows_of_view, token_losses
+
+LENGTH_BINS = (8, 16, 32, 64, 128)
+"""Upper ends of the span lengths that are reported together, in tokens."""
+
+
+class Example(NamedTuple):
+    """A text with spans to infill; `positions` says where each span stands, from 1 to 5.
+
+    In a story that is the number of the sentence, in other text the fifth that the span begins in.
+    """
+
+    token_ids: list[int]
+    span_ids: list[int]
+    positions: list[int]
+
+    @classmethod
+    def of_text(cls, token_ids: list[int], span_ids: list[int]) -> "Example":
+        """An example whose positions are the fifths of the text in which the spans begin."""
+        if len(token_ids) != len(span_ids):
+            raise ValueError(
+                f"got {len(token_ids)} tokens and {len(span_ids)} entries of a span map: give one "
+                "entry a token"
+            )
+        firsts = [span_ids.index(k) for k in sorted(set(span_ids) - {0})]
+        return cls(token_ids, span_ids, [5 * first // len(span_ids) + 1 for first in firsts])
+
+
+class SpanScore(NamedTuple):
+    """The summed negative log-probability of one span's tokens in each view."""
+
+    example: int
+    position: int
+    length: int
+    losses: dict[str, float]
+
+
+class InfillingPerplexity(evaluate.Metric):
+    """Perplexity of marked spans under a model, with 95 % bootstrap intervals over the texts.
+
+    Example:
+        >>> metric = InfillingPerplexity()
+        >>> ids = [[0, *model.tokenizer("She fed the cat, then left.")["input_ids"]]]
+        >>> spans = [[0, 0, 0, 1, 1] + [0] * (len(ids[0]) - 5)]
+        >>> found = metric.compute(input_ids=ids, span_ids=spans, model=model, views=["both_sides"])
+        >>> found["tokens"]
+        2
+    """
+
+    def _info(self):
+        row = datasets.Sequence(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description="Perplexity of the tokens of the missing spans only.",
+            citation="Khosla et al., MAGNET: Augmenting Generative Decoders with Representation "
+            "Learning and Infilling Capabilities, section 4.3",
+            inputs_description="input_ids: token ids of texts, start token included. span_ids: their "
+            "span maps, 0 for context. model: with a span map. views, batch_size, seed: as in "
+            "infilling_scores.",
+            features=datasets.Features({"input_ids": row, "span_ids": row}),
+        )
+
+    def _compute(self, input_ids, span_ids, model, **arguments):
+        examples = [Example.of_text(*pair) for pair in zip(input_ids, span_ids, strict=True)]
+        scores = infilling_scores(model, examples, progress=False, **arguments)
+        return perplexity_table(scores)
+
+
+def infilling_scores(
+    model,
+    examples: Sequence[Example],
+    views: Sequence[str] = VIEWS,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[SpanScore]:
+    """Score the original tokens of every span in each view.
+
+    Args:
+        model: a MAGNET model in evaluation mode, as `from_pretrained` returns it.
+        examples: such as those of `evaluation.inputs`.
+        views: some of `evaluation.views.VIEWS`.
+        batch_size: rows in a forward pass; those of a batch are of similar length.
+        seed: of the shuffled context.
+        progress: show a bar.
+
+    Returns:
+        A score for each span, in the order of the examples.
+
+    Raises:
+        ValueError: there are no examples or views, a view is unknown, an example has no span or
+            begins with one, or a row is longer than the checkpoint's `max_length`.
+    """
+    if not examples or not views:
+        raise ValueError(f"got {len(examples)} examples and {len(views)} views: give one or more")
+    places = [_span_places(example, i) for i, example in enumerate(examples)]
+    scores = [
+        SpanScore(i, position, len(span), {})
+        for i, (example, spans) in enumerate(zip(examples, places, strict=True))
+        for position, span in zip(example.positions, spans, strict=True)
+    ]
+    sizes = [score.length for score in scores]
+    for view in views:
+        rows = [
+            row
+            for i, (example, spans) in enumerate(zip(examples, places, strict=True))
+            for row in rows_of_view(view, model, example, spans, seed=(seed, i))
+        ]
+        losses = np.concatenate(token_losses(model, rows, batch_size, view if progress else None))
+        for score, part in zip(scores, np.split(losses, np.cumsum(sizes)[:-1]), strict=True):
+            score.losses[view] = float(part.sum())
+    return scores
+
+
+def _span_places(example: Example, number: int) -> list[list[int]]:
+    spans = np.array(example.span_ids)
+    places = [np.flatnonzero(spans == k).tolist() for k in range(1, spans.max() + 1)]
+    if not places or not all(places) or places[0][0] == 0:
+        raise ValueError(
+            f"example {number} has the span map {example.span_ids}: give spans 1, 2, ... behind at "
+            "least one token"
+        )
+    return places
+
+
+def perplexity_table(scores: Sequence[SpanScore], seed: int = 0) -> dict[str, Any]:
+    """Perplexities of each view: over all spans, by their length and by their position.
+
+    Args:
+        scores: of `infilling_scores`.
+        seed: of the bootstrap, which draws examples with all their spans.
+
+    Returns:
+        `examples` and `tokens`, the counts; `perplexity`, a view's name to `{"perplexity",
+        "interval"}`; `by_length` and `by_position`, a group's name to such a table of its own.
+    """
+    table = _group(scores, seed)
+    lowest = (1, *(end + 1 for end in LENGTH_BINS))
+    names = [f"{low}-{high}" for low, high in zip(lowest, LENGTH_BINS, strict=False)]
+    names.append(f"{lowest[-1]}-")
+    bins = np.searchsorted(LENGTH_BINS, [score.length for score in scores])
+    positions = np.array([score.position for score in scores])
+    table["by_length"] = {
+        names[b]: _group([scores[i] for i in np.flatnonzero(bins == b).tolist()], seed)
+        for b in np.unique(bins)
+    }
+    table["by_position"] = {
+        str(p): _group([scores[i] for i in np.flatnonzero(positions == p).tolist()], seed)
+        for p in np.unique(positions)
+    }
+    return table
+
+
+def _group(scores: Sequence[SpanScore], seed: int) -> dict[str, Any]:
+    examples, owners = np.unique([score.example for score in scores], return_inverse=True)
+    tokens = np.bincount(owners, [score.length for score in scores])  # (examples,)
+    perplexity = {}
+    for view in scores[0].losses:
+        losses = np.bincount(owners, [score.losses[view] for score in scores])
+        low, high = ratio_interval(losses, tokens, seed=seed)
+        perplexity[view] = {
+            "perplexity": math.exp(losses.sum() / tokens.sum()),
+            "interval": [math.exp(low), math.exp(high)],
+        }
+    return {"examples": len(examples), "tokens": int(tokens.sum()), "perplexity": perplexity}
+
+
+def as_table(results: dict[str, dict[str, Any]]) -> str:
+    """The tables of several sets of texts, by name, as one table in Markdown."""
+    views = list(next(iter(results.values()))["perplexity"])
+    lines = [f"| text | examples | tokens | {' | '.join(views)} |", "|---" * (3 + len(views)) + "|"]
+    for name, table in results.items():
+        groups = {name: table}
+        for part in ("length", "position"):
+            groups |= {f"{name}, {part} {label}": v for label, v in table[f"by_{part}"].items()}
+        for label, group in groups.items():
+            cells = [label, str(group["examples"]), str(group["tokens"])]
+            for figure in group["perplexity"].values():
+                low, high = figure["interval"]
+                cells.append(f"{figure['perplexity']:.1f} ({low:.1f} to {high:.1f})")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """Print the infilling perplexities of a model on stories and paragraphs."""
+    # Here, not above: `evaluate.load` copies this file without what these import in turn.
+    from .inputs import add_model_arguments, load_model, roc_examples, text_examples
+
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--roc", help="TSV with the columns sentence1 to sentence5")
+    parser.add_argument("--wikitext", help="text with a paragraph or heading a line")
+    parser.add_argument("--limit", type=int, default=100, help="texts of each to use")
+    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS, help="what to score")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args(command_line)
+    if not options.roc and not options.wikitext:
+        parser.error("nothing to measure on: give --roc, --wikitext or both")
+    model = load_model(options)
+    results = {}
+    for name, path, reader in (
+        ("ROC Stories", options.roc, roc_examples),
+        ("WikiText-103", options.wikitext, text_examples),
+    ):
+        if path:
+            examples = reader(path, model, seed=options.seed, limit=options.limit)
+            scores = infilling_scores(
+                model, examples, options.views, options.batch_size, seed=options.seed
+            )
+            results[name] = perplexity_table(scores, seed=options.seed)
+    print("Perplexity of the missing spans' tokens (95 % bootstrap interval over texts)\n")
+    print(as_table(results))
+    if options.output:
+        settings = {name: str(value) for name, value in vars(options).items()}
+        content = {"settings": settings, "results": results}
+        options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
