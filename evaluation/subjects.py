@@ -1,0 +1,354 @@
+"""What an evaluation measures: MAGNET and its baselines behind one interface.
+
+A subject is named by `KIND:FOLDER_OR_ID`, or by a bare folder or id where that says the kind:
+
+| kind | sentence vector | word vectors (a mean over the word's tokens) |
+|---|---|---|
+| `magnet` | `model.encode`: all context, output at the end token | `model.encode_words` |
+| `bidirectional` | the same, of a base that was not adapted | the same |
+| `last-token` | causal, output at the end token | causal |
+| `mean` | causal, mean over the sentence's tokens, not the prompt's | causal |
+| `echo` | causal, the sentence twice, mean over the second one's tokens | causal, of the second one |
+| `encoder` | a BERT-like encoder, mean over all tokens as in sentence-transformers | its outputs |
+| `sentence-transformers` | `SentenceTransformer.encode` | none |
+
+The first five are one model class on one path. Texts that are too long are cut with a warning that
+counts them; for word vectors they raise.
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers.utils import has_file
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights
+from training.base import SMOLLM2
+
+from .inputs import load_model
+
+LLAMA_KINDS = ("bidirectional", "last-token", "mean", "echo")
+KINDS = ("magnet", *LLAMA_KINDS, "encoder", "sentence-transformers")
+ECHO = "Rewrite the sentence: {text}, rewritten sentence: "
+"""What stands before the second occurrence (Springer et al. 2024, section 3)."""
+
+BATCH_SIZE = 32
+FEW_BATCHES = 4
+"""So many batches are read without a progress bar."""
+
+
+class Subject(Protocol):
+    """What a task measures; vectors are float32, in the order given."""
+
+    name: str  # KIND:FOLDER_OR_ID
+    model: MagnetLlamaForCausalLM | None  # where the subject is a language model
+
+    def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """Return a vector a sentence: (sentences, hidden).
+
+        Args:
+            sentences: texts.
+            prompt: the text to put before each, `""` for none. None: the subject's own default.
+
+        Raises:
+            TypeError: `sentences` is no sequence of strings.
+            ValueError: a text has no tokens to read, or the prompt leaves no room for it.
+        """
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return a vector a word, (words, hidden) of each sentence, read without a prompt.
+
+        Args:
+            sentences: each a sequence of words, which are joined by one space.
+
+        Raises:
+            NotImplementedError: the subject has no word vectors.
+            TypeError: `sentences` is no sequence of sequences of strings.
+            ValueError: a sentence is too long, or a word is empty or has no tokens.
+        """
+
+
+def load_subject(spec: str, start_token: str | None = None) -> Subject:
+    """Load what a spec names, onto the GPU where there is one.
+
+    Args:
+        spec: `KIND:FOLDER_OR_ID` with a kind of `KINDS`, or the folder or id alone of a MAGNET model,
+            a sentence-transformers model (whose own code is trusted and run) or an encoder. The id
+            `smollm2` is that of `training.base.load_base`.
+        start_token: text of the token that begins a sequence of a language model, if not the
+            checkpoint's. Subjects that are none have no use for it.
+
+    Raises:
+        ValueError: the kind is unknown, does not fit the model, or a plain Llama comes without one.
+
+    Example:
+        >>> echo = load_subject("echo:smollm2", start_token="<|endoftext|>")
+        >>> echo.encode(["A cat sleeps."]).shape
+        (1, 576)
+    """
+    kind, colon, place = spec.partition(":")
+    if not colon or (kind not in KINDS and Path(spec).exists()):
+        kind, place = _kind_of(spec), spec
+    if kind not in KINDS:
+        raise ValueError(f"{spec!r} has the kind {kind!r}: give one of {', '.join(KINDS)}")
+    name, device = f"{kind}:{place}", "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "sentence-transformers":
+        return SentenceTransformersSubject(name, place, device)
+    config = _config_of(place)
+    if kind == "encoder":
+        _check_encoder(place, config)
+        return EncoderSubject(name, place, device)
+    if kind == "magnet" and not _is_magnet(place, config):
+        raise ValueError(
+            f"{place} has no magnet settings, so is no MAGNET model: {_choices(place)}"
+        )
+    model: Any = load_model(argparse.Namespace(model=place, start_token=start_token))
+    model.to(device)
+    if kind in ("magnet", "bidirectional"):
+        return MagnetSubject(name, model)
+    return CausalSubject(name, model, kind)
+
+
+def _kind_of(place: str) -> str:
+    config = _config_of(place)
+    if _is_magnet(place, config):
+        return "magnet"
+    if place != SMOLLM2 and has_file(place, "modules.json"):
+        return "sentence-transformers"
+    if not config:
+        raise ValueError(f"found no config.json in {place}: give a model's folder or Hub id")
+    _check_encoder(place, config)
+    return "encoder"
+
+
+def _config_of(place: str) -> dict[str, Any]:
+    """The content of config.json; nothing for a folder that has none."""
+    if place == SMOLLM2:
+        return {"model_type": "llama"}
+    return PreTrainedConfig.get_config_dict(place)[0]
+
+
+def _is_magnet(place: str, config: dict[str, Any]) -> bool:
+    adapter = not config and (Path(place) / "adapter_config.json").is_file()
+    return adapter or "magnet" in config or "modeling_magnet." in str(config.get("auto_map"))
+
+
+def _check_encoder(place: str, config: dict[str, Any]) -> None:
+    kind, classes = config.get("model_type"), config.get("architectures") or []
+    if kind == "llama" or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+        raise ValueError(f"{place} is a decoder ({kind}), no encoder: {_choices(place)}")
+    if config.get("is_encoder_decoder"):
+        raise ValueError(f"{place} is an encoder-decoder ({kind}): give a BERT-like encoder")
+
+
+def _choices(place: str) -> str:
+    return "of a Llama give one of " + ", ".join(f"{kind}:{place}" for kind in LLAMA_KINDS)
+
+
+class MagnetSubject:
+    """A MAGNET model, or as `bidirectional` a base that was not adapted: every token is context."""
+
+    def __init__(self, name: str, model: Any):
+        self.name, self.model = name, model
+
+    def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """See `Subject`. The default prompt is the checkpoint's."""
+        reading = {"prompt": prompt, "truncation": True, **_reading(sentences)}
+        return self.model.encode(_not_one_string(sentences), **reading)
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """See `Subject`. A token's vector is the output one position before it."""
+        return self.model.encode_words(_not_one_string(sentences), **_reading(sentences))
+
+
+class SentenceTransformersSubject:
+    """Any model of sentence-transformers; it has no word vectors."""
+
+    model: Any = None
+
+    def __init__(self, name: str, place: str, device: str):
+        from sentence_transformers import SentenceTransformer  # slow, and needed here alone
+
+        self.name = name
+        self.encoder: Any = SentenceTransformer(place, device=device, trust_remote_code=True)
+
+    def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """See `Subject`. The default prompt is the model's."""
+        texts, _ = _as_list(_not_one_string(sentences))
+        if prompt is None:
+            prompt = self.encoder.prompts.get(self.encoder.default_prompt_name) or ""
+        if limit := self.encoder.max_seq_length:
+            cut = sum(self._length(text, prompt) > limit for text in texts)
+            _warn_of_cuts(cut, len(texts), limit)
+        vectors = self.encoder.encode(texts, prompt=prompt, **_reading(texts))
+        return vectors.astype(np.float32).reshape(-1, self.encoder.get_embedding_dimension())
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Raise: there are none."""
+        raise NotImplementedError(f"{self.name} has sentence vectors alone: use another kind")
+
+    def _length(self, text: str, prompt: str) -> int:
+        uncut = {"text": {"truncation": False}}
+        features = self.encoder.preprocess([text], prompt, processing_kwargs=uncut)
+        return features["attention_mask"].sum() if "attention_mask" in features else 0
+
+
+class Row(NamedTuple):
+    """Tokens to read, and how vectors are made of their outputs."""
+
+    token_ids: list[int]  # special tokens included
+    weights: torch.Tensor  # (vectors, tokens)
+    cut: bool = False
+
+
+class _TokenSubject:
+    """Means over outputs at chosen tokens; a subclass says what is read and which are chosen."""
+
+    name: str
+    network: Any
+    tokenizer: Any
+    limit: int  # of tokens in a row
+    template = ""  # stands before a text, behind the prompt
+    default_prompt = ""
+    start: Sequence[int] = ()
+    end: Sequence[int] = ()
+    chosen = "text"  # the tokens of the text; or "all", or "last"
+    _outputs: Callable[..., torch.Tensor]
+
+    def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """See `Subject`."""
+        before = self.default_prompt if prompt is None else prompt
+        texts, _ = _as_list(_not_one_string(sentences))
+        rows = [self._sentence_row(i, text, before) for i, text in enumerate(texts)]
+        _warn_of_cuts(sum(row.cut for row in rows), len(rows), self.limit)
+        empty = np.empty((0, self.network.config.hidden_size), np.float32)
+        return np.concatenate([empty, *self._read(rows)])
+
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """See `Subject`."""
+        split = [_as_words(words, i) for i, words in enumerate(_not_one_string(sentences))]
+        return self._read([self._word_row(i, words) for i, words in enumerate(split)])
+
+    def _sentence_row(self, index: int, text: str, prompt: str) -> Row:
+        given = text
+        token_ids, columns, offsets = self._tokenize(prompt, text)
+        while (over := len(token_ids) - self.limit) > 0:
+            kept = len(columns) + -over // (2 if self.template else 1)
+            if kept < 1:
+                raise ValueError(f"text {index}: {prompt!r} leaves no room in {self.limit} tokens")
+            text = text[: max(0, offsets[kept][0])]
+            token_ids, columns, offsets = self._tokenize(prompt, text)
+        if self.chosen != "text":
+            columns = [*range(len(token_ids))][-1 if self.chosen == "last" else 0 :]
+        if not columns:
+            raise ValueError(f"text {index} is {text!r}: {self.name} has no tokens to average")
+        weights = torch.zeros(1, len(token_ids))
+        weights[:, columns] = 1 / len(columns)
+        return Row(token_ids, weights, cut=text != given)
+
+    def _word_row(self, index: int, words: list[str]) -> Row:
+        token_ids, columns, offsets = self._tokenize("", " ".join(words))
+        if len(token_ids) > self.limit:
+            got = f"sentence {index} has {len(token_ids)} tokens"
+            raise ValueError(f"{got}, the limit is {self.limit}: give shorter ones, of all words")
+        weights = torch.zeros(len(words), len(token_ids))
+        weights[:, columns] = _word_weights(words, offsets)
+        for word, row in zip(words, weights, strict=True):
+            if row.isnan().any():
+                raise ValueError(f"the word {word!r} of sentence {index} has no tokens")
+        return Row(token_ids, weights)
+
+    def _tokenize(self, before: str, text: str):
+        """All tokens, the columns of those that cover the text itself, their offsets in it."""
+        before += self.template.format(text=text)
+        special = self.chosen == "all"
+        encoded = self.tokenizer(
+            before + text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
+        )
+        columns, offsets = [], []
+        for column, (begin, end) in enumerate(encoded["offset_mapping"], start=len(self.start)):
+            if end > len(before):  # a token may cover the space before the text too
+                columns.append(column)
+                offsets.append((begin - len(before), end - len(before)))
+        return [*self.start, *encoded["input_ids"], *self.end], columns, offsets
+
+    @torch.no_grad()
+    def _read(self, rows: list[Row]) -> list[np.ndarray]:
+        """Each row's vectors (vectors, hidden)."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].token_ids))
+        batches = [order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE)]
+        vectors = [np.empty(0)] * len(rows)
+        for batch in tqdm(batches, desc="Encoding", disable=len(batches) <= FEW_BATCHES):
+            inputs = _pad([rows[i].token_ids for i in batch], self.network.device)
+            outputs = self._outputs(**inputs).float().cpu()  # (batch, length, hidden)
+            for i, states in zip(batch, outputs, strict=True):
+                vectors[i] = (rows[i].weights @ states[: len(rows[i].token_ids)]).numpy()
+        if not all(np.isfinite(rows).all() for rows in vectors):
+            raise ValueError(f"{self.name} returned NaN or infinity")
+        return vectors
+
+
+class CausalSubject(_TokenSubject):
+    """A Llama as a causal reader: `last-token`, `mean` or `echo`.
+
+    Every sequence begins with the start token, if there is one. The default prompt is the
+    checkpoint's, as for MAGNET; `echo` has none, its template is one.
+    """
+
+    def __init__(self, name: str, model: Any, kind: str):
+        self.name, self.model, self.network, self.tokenizer = name, model, model, model.tokenizer
+        settings = model.magnet_settings
+        self.limit = settings.max_length
+        self.start = [] if settings.start_token_id is None else [settings.start_token_id]
+        if kind == "echo":
+            self.template = ECHO
+        else:
+            self.default_prompt = settings.prompt_text(None, None)
+        if kind == "last-token":
+            self.chosen, self.end = "last", [settings.end_token_id]
+
+    def _outputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.network._span_states(input_ids, torch.ones_like(input_ids), attention_mask)
+
+
+class EncoderSubject(_TokenSubject):
+    """A BERT-like encoder: the mean over all tokens, special ones and the prompt's included.
+
+    So sentence-transformers reads an encoder without pooling of its own. No default prompt.
+    """
+
+    model: Any = None
+    chosen = "all"
+
+    def __init__(self, name: str, place: str, device: str):
+        self.name = name
+        self.tokenizer = AutoTokenizer.from_pretrained(place)
+        self.network = AutoModel.from_pretrained(place, dtype=torch.float32).eval().to(device)
+        positions = self.network.config.max_position_embeddings
+        self.limit = min(self.tokenizer.model_max_length, positions)
+
+    def _outputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def _not_one_string(sentences: Any) -> Any:
+    if isinstance(sentences, str):
+        raise TypeError(f"got the string {sentences!r}: give a sequence, [...] around it")
+    return sentences
+
+
+def _reading(sentences: Sequence) -> dict[str, Any]:
+    bar = len(sentences) > FEW_BATCHES * BATCH_SIZE
+    return {"batch_size": BATCH_SIZE, "show_progress_bar": bar}
+
+
+def _warn_of_cuts(count: int, texts: int, limit: int) -> None:
+    if count:
+        warnings.warn(f"{count} of {texts} texts were cut to {limit} tokens", stacklevel=3)

@@ -1,0 +1,347 @@
+"""Subjects: each against a loop over single sentences, and what a spec names."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
+from tiny import SENTENCES, make_model
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from evaluation import inputs
+from evaluation.subjects import BATCH_SIZE, load_subject
+from modeling_magnet import MagnetLlamaForCausalLM
+
+PROMPT = "Find its topic: "
+DEFAULT = "Given the sentence, find its representation: "
+WORDS = [["A", "quiet", "harbour"], ["Nobody"], ["Größe", ",", "naïve", "12-year-old", "café", "!"]]
+LLAMA = ("bidirectional", "last-token", "mean", "echo")
+
+
+def make_bert(folder, positions: int = 64):
+    """A random BERT of two layers with a WordPiece tokenizer, saved."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([*SENTENCES, *map(" ".join, WORDS), PROMPT], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=150, hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=positions, initializer_range=0.3,
+    )  # fmt: skip
+    bert = BertModel(config).eval()
+    bert.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return bert, fast
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A MAGNET folder, the same weights as a plain Llama, and a BERT."""
+    root = tmp_path_factory.mktemp("subjects")
+    model = make_model()
+    model.save_pretrained(root / "magnet")
+    plain = LlamaForCausalLM(LlamaConfig(**model.config.to_dict()))
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(root / "llama")
+    model.tokenizer.save_pretrained(root / "llama")
+    make_bert(root / "bert")
+    return root
+
+
+def causal(model, ids):
+    """Outputs of a plain causal pass without mask, map or padding."""
+    return model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+
+
+def ids_of(model, text):
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def behind(model, before, text):
+    """Tokens of `before`, and of the text behind it, where the tokenizer splits before spaces.
+
+    A token that is the space between the two alone is none of the text's.
+    """
+    before = [0, *ids_of(model, before.rstrip())]
+    tokens = ids_of(model, " " + text if len(before) > 1 else text)
+    lone = model.tokenizer.decode(tokens[:1]) == " "
+    return before + tokens[:lone], tokens[lone:]
+
+
+@torch.no_grad()
+def by_hand(model, kind, sentence, prompt):
+    if kind == "last-token":
+        return causal(model, [0, *ids_of(model, prompt + sentence), 1])[-1]
+    if kind == "echo":
+        prompt += f"Rewrite the sentence: {sentence}, rewritten sentence: "
+    before, tokens = behind(model, prompt, sentence)
+    return causal(model, before + tokens)[len(before) :].mean(dim=0)
+
+
+@torch.no_grad()
+def words_by_hand(model, kind, words):
+    sentence = " ".join(words)
+    prompt = f"Rewrite the sentence: {sentence}, rewritten sentence: " if kind == "echo" else ""
+    before, tokens = behind(model, prompt, words[0])
+    split = [tokens, *(ids_of(model, " " + word) for word in words[1:])]
+    outputs = causal(model, before + [i for tokens in split for i in tokens])[len(before) :]
+    return torch.stack([part.mean(dim=0) for part in outputs.split([len(t) for t in split])])
+
+
+@pytest.mark.parametrize("prompt", [None, "", PROMPT])
+@pytest.mark.parametrize("kind", ["last-token", "mean", "echo"])
+def test_causal_sentences_by_hand(folders, tiny, kind, prompt):
+    subject = load_subject(f"{kind}:{folders / 'llama'}")
+    vectors = subject.encode(SENTENCES, prompt)
+    default = "" if kind == "echo" else DEFAULT
+    used = default if prompt is None else prompt
+    expected = [by_hand(tiny, kind, sentence, used) for sentence in SENTENCES]
+    np.testing.assert_allclose(vectors, torch.stack(expected), atol=1e-5)
+    assert vectors.dtype == np.float32 and vectors.shape == (5, 48)
+
+
+@pytest.mark.parametrize("kind", ["last-token", "mean", "echo"])
+def test_causal_words_by_hand(folders, tiny, kind):
+    for words, vectors in zip(
+        WORDS, load_subject(f"{kind}:{folders / 'llama'}").encode_words(WORDS)
+    ):
+        np.testing.assert_allclose(vectors, words_by_hand(tiny, kind, words), atol=1e-5)
+
+
+def test_echo_reads_the_second_occurrence_alone(folders):
+    """The words of the second occurrence have seen the whole sentence, so its end changes them."""
+    mean, echo = (load_subject(f"{kind}:{folders / 'llama'}") for kind in ("mean", "echo"))
+    pair = [["A", "quiet", "harbour"], ["A", "quiet", "door"]]
+    for subject, same in ((mean, True), (echo, False)):
+        first, second = subject.encode_words(pair)
+        assert np.allclose(first[:2], second[:2], atol=1e-6) == same
+    assert not np.allclose(mean.encode(SENTENCES, ""), echo.encode(SENTENCES, ""), atol=1e-2)
+    braces = echo.encode(["A {text} in {braces} {} {0}."])
+    np.testing.assert_allclose(
+        braces[0], by_hand(echo.model, "echo", "A {text} in {braces} {} {0}.", ""), atol=1e-5
+    )
+
+
+def test_magnet_and_its_base_read_all_context(folders, tiny):
+    magnet = load_subject(f"magnet:{folders / 'magnet'}")
+    base = load_subject(f"bidirectional:{folders / 'llama'}")
+    for subject in (magnet, base):
+        np.testing.assert_allclose(subject.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
+        np.testing.assert_allclose(
+            subject.encode(SENTENCES, PROMPT), tiny.encode(SENTENCES, prompt=PROMPT), atol=1e-6
+        )
+        for row, expected in zip(subject.encode_words(WORDS), tiny.encode_words(WORDS)):
+            np.testing.assert_allclose(row, expected, atol=1e-6)
+    assert magnet.name == f"magnet:{folders / 'magnet'}"
+    assert base.name == f"bidirectional:{folders / 'llama'}"
+    assert type(magnet.model) is type(base.model) is type(tiny)
+
+
+@torch.no_grad()
+def test_an_encoder_by_hand(folders):
+    bert = BertModel.from_pretrained(folders / "bert").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folders / "bert")
+    subject = load_subject(f"encoder:{folders / 'bert'}")
+    assert subject.model is None
+    for prompt in (None, PROMPT):
+        expected = []
+        for sentence in SENTENCES:
+            encoded = tokenizer((prompt or "") + sentence, return_tensors="pt")
+            assert encoded["input_ids"][0, 0] == 2 and encoded["input_ids"][0, -1] == 3
+            expected.append(bert(**encoded).last_hidden_state[0].mean(dim=0))
+        vectors = subject.encode(SENTENCES, prompt)
+        np.testing.assert_allclose(vectors, torch.stack(expected), atol=1e-5)
+    long = " ".join(SENTENCES)
+    encoded = tokenizer(long, return_tensors="pt", truncation=True, max_length=64)
+    with pytest.warns(UserWarning, match="1 of 1 texts were cut to 64 tokens"):
+        vector = subject.encode([long])[0]
+    expected = bert(**encoded).last_hidden_state[0].mean(dim=0)
+    np.testing.assert_allclose(vector, expected, atol=1e-5)
+    several = 0
+    for words, vectors in zip(WORDS, subject.encode_words(WORDS)):
+        encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+        outputs, owners = bert(**encoded).last_hidden_state[0], encoded.word_ids(0)
+        for k, vector in enumerate(vectors):
+            own = [i for i, owner in enumerate(owners) if owner == k]
+            several += len(own) > 1
+            np.testing.assert_allclose(vector, outputs[own].mean(dim=0), atol=1e-5)
+    assert several
+
+
+def test_a_sentence_transformers_model(folders, tiny):
+    subject = load_subject(f"sentence-transformers:{folders / 'magnet'}")
+    assert subject.model is None
+    np.testing.assert_allclose(subject.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
+    for prompt in ("", PROMPT):
+        np.testing.assert_allclose(
+            subject.encode(SENTENCES, prompt), tiny.encode(SENTENCES, prompt=prompt), atol=1e-6
+        )
+    with pytest.raises(
+        NotImplementedError, match="sentence-transformers:.* sentence vectors alone"
+    ):
+        subject.encode_words(WORDS)
+
+
+@pytest.fixture(scope="module")
+def subjects(folders):
+    specs = [f"{kind}:{folders / 'llama'}" for kind in LLAMA]
+    specs += [f"magnet:{folders / 'magnet'}", f"encoder:{folders / 'bert'}"]
+    return [load_subject(s) for s in [*specs, f"sentence-transformers:{folders / 'magnet'}"]]
+
+
+def test_one_is_as_a_batch_in_the_order_given(subjects, capfd):
+    texts = [" ".join(SENTENCES[i % 5].split()[: 1 + i % 7]) for i in range(BATCH_SIZE + 9)]
+    for subject in subjects:
+        together = subject.encode(texts)
+        alone = np.concatenate([subject.encode([text]) for text in texts])
+        np.testing.assert_allclose(together, alone, atol=2e-5)
+        assert together.dtype == np.float32 and len(np.unique(together.round(3), axis=0)) > 20
+        assert subject.encode([]).shape == (0, together.shape[1])
+        if not subject.name.startswith("sentence-transformers"):
+            words = [text.split() for text in texts]
+            for row, given in zip(subject.encode_words(words), words):
+                np.testing.assert_allclose(row, subject.encode_words([given])[0], atol=2e-5)
+                assert row.shape == (len(given), together.shape[1]) and row.dtype == np.float32
+            assert subject.encode_words([]) == []
+    assert "Encoding" not in capfd.readouterr().err
+    subjects[2].encode(texts * 5)
+    assert "Encoding" in capfd.readouterr().err
+
+
+def test_long_texts_are_cut_aloud(subjects):
+    """To what a shorter text gives; words, which would lose their vectors, raise."""
+    long = " ".join(SENTENCES * 12)
+    for subject in subjects:
+        with pytest.warns(UserWarning, match=r"^2 of 3 texts were cut to \d+ tokens") as warned:
+            vectors = subject.encode([long, SENTENCES[0], long + " more"])
+        assert sum("were cut" in str(w.message) for w in warned) == 1
+        np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_allclose(vectors[1], subject.encode(SENTENCES[:1])[0], atol=1e-5)
+        if not subject.name.startswith("sentence-transformers"):
+            with pytest.raises(ValueError, match="the limit is"):
+                subject.encode_words([SENTENCES[0].split(), long.split()])
+
+
+@torch.no_grad()
+def test_what_is_cut_fills_the_window(folders, tiny):
+    long = " ".join(SENTENCES * 12)
+    mean, echo = (load_subject(f"{kind}:{folders / 'llama'}") for kind in ("mean", "echo"))
+    with pytest.warns(UserWarning, match="1 of 1 texts were cut to 256 tokens"):
+        vector = mean.encode([long], "")[0]
+    expected = causal(tiny, [0, *ids_of(tiny, long)[:255]])[1:].mean(dim=0)
+    np.testing.assert_allclose(vector, expected, atol=1e-5)
+    with pytest.warns(UserWarning, match="1 of 1 texts were cut to 256 tokens"):
+        vector = echo.encode([long])[0]
+    copies = [by_hand(tiny, "echo", long[:n].rstrip(), "") for n in range(150, 300)]
+    distances = [float(np.abs(copy.numpy() - vector).max()) for copy in copies]
+    best = long[: 150 + int(np.argmin(distances))].rstrip()
+    assert min(distances) < 1e-5
+    length = 1 + len(ids_of(tiny, f"Rewrite the sentence: {best}, rewritten sentence: {best}"))
+    assert 250 <= length <= 256
+    with pytest.raises(ValueError, match="text 0: .* leaves no room in 256 tokens"):
+        mean.encode(["short"], long)
+
+
+def test_bare_specs(folders, tmp_path):
+    assert load_subject(str(folders / "magnet")).name.startswith("magnet:")
+    shutil.copytree(folders / "magnet", tmp_path / "mapped")  # known by its auto_map alone
+    config = json.loads((tmp_path / "mapped" / "config.json").read_text())
+    del config["magnet"]
+    (tmp_path / "mapped" / "config.json").write_text(json.dumps(config))
+    assert load_subject(str(tmp_path / "mapped")).name.startswith("magnet:")
+    assert load_subject(str(folders / "bert")).name == f"encoder:{folders / 'bert'}"
+    SentenceTransformer(str(folders / "bert")).save(str(tmp_path / "st"))
+    subject = load_subject(str(tmp_path / "st"))
+    assert subject.name == f"sentence-transformers:{tmp_path / 'st'}"
+    own_mean = load_subject(str(folders / "bert")).encode(SENTENCES)
+    np.testing.assert_allclose(subject.encode(SENTENCES), own_mean, atol=1e-5)
+    (tmp_path / "co:lon").symlink_to(folders / "bert")
+    assert load_subject(str(tmp_path / "co:lon")).name == f"encoder:{tmp_path / 'co:lon'}"
+
+
+def test_an_adapter_folder_is_magnet(folders, tmp_path):
+    base = MagnetLlamaForCausalLM.from_pretrained(folders / "magnet")
+    adapted = get_peft_model(base, LoraConfig(init_lora_weights=False, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    subject = load_subject(str(tmp_path))
+    assert subject.name == f"magnet:{tmp_path}"
+    vectors = adapted.merge_and_unload().encode(SENTENCES)
+    np.testing.assert_allclose(subject.encode(SENTENCES), vectors, atol=1e-5)
+
+
+def test_smollm2_and_the_start_token(folders, tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(inputs, "load_base", lambda name: asked.append(name) or make_model())
+    subject = load_subject("last-token:smollm2", start_token="<pad>")
+    assert asked == ["smollm2"]
+    with torch.no_grad():
+        expected = causal(tiny, [2, *ids_of(tiny, SENTENCES[0]), 1])[-1]
+    np.testing.assert_allclose(subject.encode(SENTENCES[:1], "")[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="smollm2 is a decoder .*, echo:smollm2"):
+        load_subject("smollm2")
+
+
+def test_errors_of_specs(folders, tmp_path):
+    llama = str(folders / "llama")
+    with pytest.raises(
+        ValueError, match="has the kind 'ecco': give one of magnet, bidirectional, "
+    ):
+        load_subject(f"ecco:{llama}")
+    choices = f"give one of bidirectional:{llama}, last-token:{llama}, mean:{llama}, echo:{llama}"
+    for spec, message in (
+        (llama, f"llama is a decoder .llama., no encoder: of a Llama {choices}"),
+        (f"encoder:{llama}", "is a decoder"),
+        (
+            f"magnet:{llama}",
+            f"llama has no magnet settings, so is no MAGNET model: of a Llama {choices}",
+        ),
+        (str(tmp_path), "found no config.json in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_subject(spec)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "t5", "is_encoder_decoder": True})
+    )
+    with pytest.raises(ValueError, match="is an encoder-decoder .t5.: give a BERT-like encoder"):
+        load_subject(f"encoder:{tmp_path}")
+
+
+def test_errors_of_texts(subjects):
+    for subject in subjects:
+        with pytest.raises(TypeError, match="got the string 'one': give a sequence"):
+            subject.encode("one")
+        with pytest.raises(TypeError, match="entry 1 is int"):
+            subject.encode(["one", 2])
+        if not subject.name.startswith("sentence-transformers"):
+            with pytest.raises(TypeError, match="got the string 'one': give a sequence"):
+                subject.encode_words("one")
+            with pytest.raises(ValueError, match="sentence 0 holds the empty word ' '"):
+                subject.encode_words([["one", " "]])
+        if subject.name.startswith(("mean", "echo")):
+            with pytest.raises(ValueError, match="text 1 is '': .* has no tokens to average"):
+                subject.encode(["one", ""])
+    encoder = next(s for s in subjects if s.name.startswith("encoder"))
+    with pytest.raises(ValueError, match=r"the word '\\x01' of sentence 1 has no tokens"):
+        encoder.encode_words([["one"], ["two", "\x01", "three"]])
