@@ -174,7 +174,10 @@ class SentenceTransformersSubject:
     model: Any = None
 
     def __init__(self, name: str, place: str, device: str):
-        from sentence_transformers import SentenceTransformer  # slow, and needed here alone
+        try:
+            from sentence_transformers import SentenceTransformer  # slow, and needed here alone
+        except ImportError as error:
+            raise ImportError(f"{name} needs: pip install sentence-transformers") from error
 
         self.name = name
         self.encoder: Any = SentenceTransformer(place, device=device, trust_remote_code=True)
