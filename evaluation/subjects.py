@@ -69,7 +69,7 @@ class Subject(Protocol):
             sentences: each a sequence of words, which are joined by one space.
 
         Raises:
-            NotImplementedError: the subject has no word vectors.
+            ValueError: the subject has no word vectors.
             TypeError: `sentences` is no sequence of sequences of strings.
             ValueError: a sentence is too long, or a word is empty or has no tokens.
         """
@@ -195,7 +195,7 @@ class SentenceTransformersSubject:
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Raise: there are none."""
-        raise NotImplementedError(f"{self.name} has sentence vectors alone: use another kind")
+        raise ValueError(f"{self.name} has sentence vectors alone: use another kind")
 
     def _length(self, text: str, prompt: str) -> int:
         uncut = {"text": {"truncation": False}}

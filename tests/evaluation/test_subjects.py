@@ -195,9 +195,7 @@ def test_a_sentence_transformers_model(folders, tiny):
         np.testing.assert_allclose(
             subject.encode(SENTENCES, prompt), tiny.encode(SENTENCES, prompt=prompt), atol=1e-6
         )
-    with pytest.raises(
-        NotImplementedError, match="sentence-transformers:.* sentence vectors alone"
-    ):
+    with pytest.raises(ValueError, match="sentence-transformers:.* sentence vectors alone"):
         subject.encode_words(WORDS)
 
 
