@@ -174,7 +174,8 @@ class MagnetCollator:
     def _draw_prompt(self, step: int | None) -> str:
         """The default prompt or, in a share of steps, none or another one (as often as each other).
 
-        Without a step the default one, to evaluate with. All sentences of a step have the same: prompts that differ would tell sentences apart.
+        Without a step the default one, to evaluate with. All sentences of a step have the same:
+        prompts that differ would tell sentences apart.
         """
         default = self.settings.prompt_text(None, None)
         if step is None:

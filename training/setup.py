@@ -106,8 +106,7 @@ def _dataset(
     )
     blocks = pairs = None
     if text and (validation or args.ever("mntp", "msg", "ntp", "divergence")):
-        most = data.validation_blocks if validation else length
-        blocks = make_blocks(data, tokenizer, start_token_id, validation=validation, most=most)
+        blocks = make_blocks(data, tokenizer, start_token_id, validation=validation, most=length)
         logger.info(counts_table(f"{name} text", blocks.counts))
     if sentences and data.pairs_per_block and (validation or args.ever("sscl")):
         pairs = read_pairs(data, validation=validation)
