@@ -217,9 +217,10 @@ class EncodingMixin(CheckpointMixin):
     def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Vectors of sentences that are tokenized already, prompt included.
 
-        Puts the start token before (unless the settings leave it out) and the end token behind each row, and returns the last layer's
-        output at the end token. This is the method that sentence-transformers calls on a saved
-        folder; gradients flow through it in training.
+        Puts the start token before (unless the settings leave it out) and the end token behind each
+        row, and returns the last layer's output at the end token, or with `pooling` set to `mean`
+        the mean of all outputs but the start token's. This is the method that sentence-transformers
+        calls on a saved folder; gradients flow through it in training.
 
         Args:
             input_ids: (batch, length) without start and end token; padded on either side.
@@ -246,10 +247,14 @@ class EncodingMixin(CheckpointMixin):
             parts.insert(0, tokens.new_full((len(tokens), 1), settings.start_token_id))
         padded = torch.cat(parts, dim=1)  # (batch, longest + 1 or 2)
         last = lengths + len(parts) - 2  # (batch,) the column of the end token
-        mask = torch.arange(padded.shape[1], device=padded.device) <= last[:, None]
+        columns = torch.arange(padded.shape[1], device=padded.device)
+        mask = columns <= last[:, None]  # (batch, length)
         hidden = self._span_states(
             padded, torch.full_like(padded, CONTEXT), mask
         )  # (batch, length, hidden)
+        if settings.pooling == "mean":
+            weights = (mask & (columns >= len(parts) - 2)).to(hidden)  # (batch, length)
+            return (weights[:, None] @ hidden)[:, 0] / weights.sum(dim=1, keepdim=True)
         return hidden[torch.arange(len(padded), device=hidden.device), last.to(hidden.device)]
 
     def _span_states(
@@ -258,6 +263,7 @@ class EncodingMixin(CheckpointMixin):
         span_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Last hidden states (batch, length, hidden) under a span map, without the output head."""
         arguments = attention_arguments(
@@ -268,7 +274,9 @@ class EncodingMixin(CheckpointMixin):
             attention_mask=attention_mask,
             document_ids=document_ids,
         )
-        return self.base_model(input_ids=input_ids, use_cache=False, **arguments).last_hidden_state
+        return self.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
+        ).last_hidden_state
 
     def _token_vectors(self, token_ids, batch_size, show_progress_bar, device):
         start = self.magnet_settings.start_token_id

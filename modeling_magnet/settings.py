@@ -26,7 +26,10 @@ class MagnetSettings:
             what they saw there; see `training.base.choose_start_token`.
         start_in_encode: whether it also begins what `encode` reads. The token draws attention to
             itself, which an adaptation of sentence vectors may have to fight.
-        end_token_id: the token appended to a sentence, whose last hidden state is its vector.
+        end_token_id: the token appended to a sentence.
+        pooling: `end`, a sentence's vector is the last hidden state at the end token (section 3.2.2);
+            or `mean`, the mean of all its states but the start token's, prompt and end token included
+            (as LLM2Vec trains).
         max_length: the longest sequence in tokens, start, prompt and end included.
         prompts: named texts that can stand before a sentence.
         default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
@@ -36,10 +39,13 @@ class MagnetSettings:
     end_token_id: int
     max_length: int
     start_in_encode: bool = True
+    pooling: str = "end"
     prompts: dict[str, str] = field(default_factory=lambda: dict(PAPER_PROMPTS))
     default_prompt_name: str | None = "sentence"
 
     def __post_init__(self):
+        if self.pooling not in ("end", "mean"):
+            raise ValueError(f"pooling is {self.pooling!r}: give 'end' or 'mean'")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ValueError(
                 f"default_prompt_name is {self.default_prompt_name!r}, but the prompts are "

@@ -119,11 +119,12 @@ def test_saved_again_from_remote_code_it_still_loads(folder, tmp_path, tiny, cle
     assert {p.name for p in (tmp_path / "again").iterdir()} == {p.name for p in folder.iterdir()}
 
 
+@pytest.mark.parametrize("pooling", ["end", "mean"])
 @pytest.mark.parametrize("start_in_encode", [True, False])
-def test_sentence_transformers_gives_the_same_vectors(tmp_path, tiny, start_in_encode):
+def test_sentence_transformers_gives_the_same_vectors(tmp_path, tiny, start_in_encode, pooling):
     """Also where the tokenizer has a chat template, which sentence-transformers would apply."""
     assert tiny.tokenizer.chat_template
-    tiny.config.magnet = {"start_in_encode": start_in_encode}
+    tiny.config.magnet = {"start_in_encode": start_in_encode, "pooling": pooling}
     tiny.save_pretrained(tmp_path / "m")
     model = SentenceTransformer(str(tmp_path / "m"), trust_remote_code=True)
     np.testing.assert_allclose(model.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)

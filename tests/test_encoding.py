@@ -75,6 +75,21 @@ def test_without_a_start_token_in_encode(tiny):
     np.testing.assert_array_equal(tokens, make_model().encode_tokens(text))
 
 
+@pytest.mark.parametrize("start_in_encode", [True, False])
+def test_mean_pooling_is_over_all_but_the_start_token(tiny, start_in_encode):
+    tiny.config.magnet = {"pooling": "mean", "start_in_encode": start_in_encode}
+    ids = [0, *tiny.tokenizer(PROMPT + SENTENCES[0], add_special_tokens=False)["input_ids"], 1]
+    ids = ids if start_in_encode else ids[1:]
+    states = tiny.model(input_ids=torch.tensor([ids]), is_causal=False).last_hidden_state[0]
+    expected = states[1:] if start_in_encode else states
+    vectors = tiny.encode(SENTENCES)
+    np.testing.assert_allclose(vectors[0], expected.mean(0).detach().numpy(), atol=1e-5)
+    assert np.isfinite(tiny.encode("", prompt="")).all()
+    tiny.config.magnet = {"pooling": "max"}
+    with pytest.raises(ValueError, match="pooling is 'max': give 'end' or 'mean'"):
+        tiny.encode("A cat.")
+
+
 def test_return_types(tiny):
     assert isinstance(tiny.encode(SENTENCES), np.ndarray)
     assert tiny.encode(SENTENCES).dtype == np.float32

@@ -28,6 +28,12 @@ class ModelArguments:
         default=True,
         metadata={"help": "Whether sentences to encode begin with the start token too."},
     )
+    pooling: str = field(
+        default="end",
+        metadata={
+            "help": "A sentence's vector: the state at the end token (`end`, paper), or the `mean` of all."
+        },
+    )
     projection_head: bool = field(
         default=True,
         metadata={
@@ -157,6 +163,16 @@ class DataArguments:
     max_spans: int = field(default=2, metadata={"help": "Most missing spans a block (paper: 2)."})
     min_span_length: int = field(default=4, metadata={"help": "Shortest span (paper: 4)."})
     max_span_length: int = field(default=128, metadata={"help": "Longest span (paper: 128)."})
+    end_of_span_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of blocks whose spans end with the end token, in gaps that are longer: what "
+            "infilling without a known length learns from (paper: none)."
+        },
+    )
+    max_gap_length: int = field(
+        default=128, metadata={"help": "Longest gap that such a span stands in."}
+    )
     mask_fraction: float = field(
         default=0.2, metadata={"help": "Share of context tokens to select for MNTP (paper: 0.2)."}
     )
@@ -180,7 +196,12 @@ class DataArguments:
                 f"pair_columns is {self.pair_columns}: give one column (positives by dropout), two "
                 "(sentence, positive) or three (and a hard negative)"
             )
-        for name in ("mask_fraction", "all_span_fraction", "other_prompt_fraction"):
+        for name in (
+            "mask_fraction",
+            "all_span_fraction",
+            "other_prompt_fraction",
+            "end_of_span_fraction",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 to 1")
         for name in ("block_length", "pair_length", "group_size", "max_spans", "min_span_length"):

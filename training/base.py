@@ -140,6 +140,7 @@ def prepare_base(arguments: ModelArguments, texts: list[str], folder: str | Path
     if arguments.start_token != "auto" or not hasattr(model.config, "magnet"):
         settings.start_token_id = resolve_start_token(model, arguments.start_token, texts)
     settings.start_in_encode = arguments.start_in_encode
+    settings.pooling = arguments.pooling
     model.config.magnet = settings.to_dict()
     model.save_pretrained(folder)
 

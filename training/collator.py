@@ -50,8 +50,8 @@ class MagnetCollator:
         Returns:
             Where items have blocks, `input_ids`, `span_ids`, `mntp_labels`, `msg_labels` (blocks
             with spans) and `ntp_labels` (blocks that are one span): (blocks, block_length), a label
-            standing at the token that it names; with documents kept apart `document_ids` of the
-            same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
+            standing at the token that it names; with documents kept apart `document_ids`, and with
+            spans in longer gaps `position_ids`, of the same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
             pairs, length), the sentences, their positives and, if there are any, hard negatives,
             without start and end token.
         """
@@ -89,10 +89,16 @@ class MagnetCollator:
         span_ids = (
             self._one_span(len(tokens)) if all_span else self._draw_spans(len(tokens), generator)
         )
+        documents = item.document_ids
+        position_ids = np.arange(len(tokens))
+        if not all_span and not item.held_out and self._ends_spans(item.index):
+            tokens, span_ids, documents, position_ids = self._end_spans(
+                tokens, span_ids, documents, item.index
+            )
         predictable = np.ones(len(tokens), dtype=bool)
         predictable[0] = False
-        if item.document_ids is not None:  # nothing of its document stands before a first token
-            predictable[1:] = item.document_ids[1:] == item.document_ids[:-1]
+        if documents is not None:  # nothing of its document stands before a first token
+            predictable[1:] = documents[1:] == documents[:-1]
         span_labels = np.where((span_ids > 0) & predictable, tokens, IGNORE)
         nothing = np.full_like(tokens, IGNORE)
 
@@ -116,9 +122,39 @@ class MagnetCollator:
             "msg_labels": nothing if all_span else span_labels,
             "ntp_labels": span_labels if all_span else nothing,
         }
-        if item.document_ids is not None:
-            row["document_ids"] = item.document_ids.astype(np.int64)
+        if documents is not None:
+            row["document_ids"] = documents.astype(np.int64)
+        if self.arguments.end_of_span_fraction:
+            row["position_ids"] = position_ids
         return row
+
+    def _ends_spans(self, index: int) -> bool:
+        generator = np.random.default_rng((self.seed, 4, index))
+        return generator.random() < self.arguments.end_of_span_fraction
+
+    def _end_spans(self, tokens, span_ids, documents, index):
+        """Put the end token behind each span, and the spans into gaps that are longer than they.
+
+        So a model learns when a span is written that the gap says nothing about. What is pushed over
+        the end of the block is dropped.
+
+        Returns:
+            Tokens, span map, documents (or None) and position ids, (length,) each.
+        """
+        generator = np.random.default_rng((self.seed, 5, index))
+        length, lasts = len(tokens), np.flatnonzero(np.diff(span_ids, append=0) < 0)
+        behind = lasts + 1  # where the end tokens go
+        span_ids_of_ends = span_ids[lasts]
+        sizes = np.array([(span_ids == k).sum() + 1 for k in span_ids_of_ends], dtype=np.int64)
+        gaps = generator.integers(sizes, np.maximum(sizes, self.arguments.max_gap_length) + 1)
+        position_ids = np.arange(length + len(lasts))
+        for n, (place, slack) in enumerate(zip(behind, gaps - sizes, strict=True), start=1):
+            position_ids[place + n :] += slack
+        tokens = np.insert(tokens, behind, self.settings.end_token_id)[:length]
+        span_ids = np.insert(span_ids, behind, span_ids_of_ends)[:length]
+        if documents is not None:
+            documents = np.insert(documents, behind, documents[lasts])[:length]
+        return tokens, span_ids, documents, position_ids[:length]
 
     @staticmethod
     def _one_span(length: int) -> np.ndarray:

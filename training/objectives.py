@@ -140,6 +140,7 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
         input_ids=None,
         span_ids=None,
         document_ids=None,
+        position_ids=None,
         mntp_labels=None,
         msg_labels=None,
         ntp_labels=None,
@@ -155,8 +156,8 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
         Leave out a tensor of labels or the pairs to leave out what is computed from it.
 
         Args:
-            input_ids, span_ids, document_ids, mntp_labels, msg_labels, ntp_labels, pair_input_ids,
-                pair_attention_mask: of the collator.
+            input_ids, span_ids, document_ids, position_ids, mntp_labels, msg_labels, ntp_labels,
+                pair_input_ids, pair_attention_mask: of the collator.
             masked_token_prediction: predict masked tokens in place (appendix D).
             divergence: also the divergence from the model without its adapter, at `ntp_labels`.
             pair_chunk: sentences in memory at a time; 0: all.
@@ -167,11 +168,15 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
         labels = {"mntp": mntp_labels, "msg": msg_labels, "ntp": ntp_labels}
         labels = {name: value for name, value in labels.items() if value is not None}
         if not labels and pair_input_ids is None:
-            return super().forward(input_ids=input_ids, span_ids=span_ids, **kwargs)
+            return super().forward(
+                input_ids=input_ids, span_ids=span_ids, position_ids=position_ids, **kwargs
+            )
         output = ObjectiveOutput()
         head = self.get_output_embeddings()
         if labels:
-            hidden = self._span_states(input_ids, span_ids, document_ids=document_ids)
+            hidden = self._span_states(
+                input_ids, span_ids, document_ids=document_ids, position_ids=position_ids
+            )  # (blocks, length, hidden)
             for name, value in labels.items():
                 in_place = masked_token_prediction and name == "mntp"
                 sums, correct = labelled_cross_entropy(hidden, value, head, in_place)

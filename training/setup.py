@@ -59,6 +59,14 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     model = for_objectives(base, model_arguments)
     inner: Any = model if isinstance(model, MagnetLlamaForCausalLM) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings
+    if data.end_of_span_fraction:
+        most = data.block_length + data.max_spans * data.max_gap_length
+        if most > settings.max_length:
+            raise ValueError(
+                f"block_length {data.block_length} and max_spans {data.max_spans} gaps of "
+                f"max_gap_length {data.max_gap_length} are {most} positions, the model has "
+                f"{settings.max_length}: lower one of them"
+            )
     mask_token_id = single_token_id(tokenizer, model_arguments.mask_token, "mask_token")
     items_a_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -91,7 +91,7 @@ class MagnetTrainer(Trainer):
         if weights["sscl"] and "pair_input_ids" not in inputs:
             raise ValueError("sscl has a weight, but the batch has no pairs: set pairs_per_block")
         if wanted:
-            wanted |= {"input_ids", "span_ids", "document_ids"}
+            wanted |= {"input_ids", "span_ids", "document_ids", "position_ids"}
         if weights["sscl"]:
             wanted |= {"pair_input_ids", "pair_attention_mask"}
         return {name: value for name, value in inputs.items() if name in wanted}

@@ -181,3 +181,56 @@ def test_held_out_items_are_the_same_under_any_training_setting():
         batches.append(make_collator(**settings_)(held_out))
     for name, value in batches[0].items():
         assert torch.equal(batches[1][name], value)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_spans_that_end_stand_in_longer_gaps(documents):
+    """The end token behind each span is predicted like its other tokens; then positions jump."""
+    collate = make_collator(end_of_span_fraction=0.5, max_gap_length=60, max_span_length=20)
+    originals = items(200, length=80)
+    if documents:
+        for item in originals:
+            item.document_ids = (np.arange(80) >= 37).astype(np.int32)
+    plain = make_collator(max_span_length=20)(originals)
+    batch = collate(originals)
+    ended, slacks = 0, []
+    for row, item in enumerate(originals):
+        spans, position = batch["span_ids"][row], batch["position_ids"][row]
+        if torch.equal(spans, plain["span_ids"][row]):
+            assert torch.equal(position, torch.arange(80))
+            assert not (batch["msg_labels"][row] == 1).any()
+            continue
+        ended += 1
+        ends = (spans > 0) & (batch["input_ids"][row] == 1)  # blocks are drawn without token 1
+        last = torch.nn.functional.pad((spans[1:] != spans[:-1]) & (spans[:-1] > 0), (0, 1))
+        assert torch.equal(ends[:-1], last[:-1])  # one behind each span, unless pushed over the end
+        assert torch.equal(batch["msg_labels"][row][ends], torch.ones(int(ends.sum())).long())
+        kept = batch["input_ids"][row].clone()
+        kept = torch.where(batch["mntp_labels"][row] != IGNORE, batch["mntp_labels"][row], kept)
+        kept = kept[~ends]
+        assert torch.equal(kept, torch.from_numpy(item.block).long()[: len(kept)])
+        assert torch.equal(spans[~ends], plain["span_ids"][row][: len(kept)])
+        steps = position.diff()
+        assert (steps[~ends[:-1]] == 1).all() and (steps[ends[:-1]] >= 1).all()
+        for k in spans[ends].tolist():
+            size = int((spans == k).sum())
+            place = int(ends.nonzero()[spans[ends] == k][0])
+            if place < 79:
+                slacks.append(int(steps[place]) - 1)
+                assert size + slacks[-1] <= 60
+        if documents:
+            assert torch.equal(
+                batch["document_ids"][row][~ends], (torch.arange(len(kept)) >= 37).long()
+            )
+    assert 80 < ended < 120
+    assert min(slacks) == 0 and max(slacks) > 40 and 15 < np.mean(slacks) < 35
+    assert make_collator(end_of_span_fraction=1.0)(originals[:1])["position_ids"].shape == (1, 80)
+
+
+def test_held_out_spans_do_not_end():
+    held_out = items(8)
+    for item in held_out:
+        item.held_out = True
+    batch = make_collator(end_of_span_fraction=1.0)(held_out)
+    assert torch.equal(batch["position_ids"], torch.arange(512).expand(8, -1))
+    assert torch.equal(batch["span_ids"], make_collator()(held_out)["span_ids"])

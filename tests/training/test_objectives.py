@@ -239,3 +239,20 @@ def test_start_token_is_the_one_with_the_lowest_perplexity(base_model):
 def test_a_mask_that_is_several_tokens_is_refused():
     with pytest.raises(ValueError, match=r"mask_token is '<mask>', which is \d+ tokens"):
         single_token_id(make_model().tokenizer, "<mask>", "mask_token")
+
+
+def test_position_ids_reach_the_model(tmp_path):
+    """A jump behind a span changes what is predicted there as it does in a plain forward pass."""
+    model = training_model(tmp_path)
+    tiny = make_model()
+    ids = torch.randint(3, 340, (1, 20), generator=GENERATOR)
+    spans = torch.zeros_like(ids)
+    spans[:, 8:12] = 1
+    labels = torch.where(spans > 0, ids, IGNORE)
+    position = torch.arange(20)[None] + 30 * (torch.arange(20) >= 12)
+    found = model(input_ids=ids, span_ids=spans, msg_labels=labels, position_ids=position).msg
+    logits = tiny(input_ids=ids, span_ids=spans, position_ids=position).logits[0, 7:11]
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, 8:12], reduction="sum")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = model(input_ids=ids, span_ids=spans, msg_labels=labels).msg
+    assert abs(plain - found).item() > 1e-3
