@@ -24,7 +24,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import ratio_interval
+from .figures import Figure
 from .views import VIEWS, rows_of_view, token_losses
 
 LENGTH_BINS = (8, 16, 32, 64, 128)
@@ -157,8 +157,7 @@ def perplexity_table(scores: Sequence[SpanScore], seed: int = 0) -> dict[str, An
         seed: of the bootstrap, which draws examples with all their spans.
 
     Returns:
-        `examples` and `tokens`, the counts; `perplexity`, a view's name to `{"perplexity",
-        "interval"}`; `by_length` and `by_position`, a group's name to such a table of its own.
+        `examples` and `tokens`, the counts; `perplexity`, a view's name to its `Figure`; `by_length` and `by_position`, a group's name to such a table of its own.
     """
     table = _group(scores, seed)
     lowest = (1, *(end + 1 for end in LENGTH_BINS))
@@ -183,11 +182,7 @@ def _group(scores: Sequence[SpanScore], seed: int) -> dict[str, Any]:
     perplexity = {}
     for view in scores[0].losses:
         losses = np.bincount(owners, [score.losses[view] for score in scores])
-        low, high = ratio_interval(losses, tokens, seed=seed)
-        perplexity[view] = {
-            "perplexity": math.exp(losses.sum() / tokens.sum()),
-            "interval": [math.exp(low), math.exp(high)],
-        }
+        perplexity[view] = Figure.of_ratio(losses, tokens, seed).mapped(math.exp)
     return {"examples": len(examples), "tokens": int(tokens.sum()), "perplexity": perplexity}
 
 
@@ -202,8 +197,7 @@ def as_table(results: dict[str, dict[str, Any]]) -> str:
         for label, group in groups.items():
             cells = [label, str(group["examples"]), str(group["tokens"])]
             for figure in group["perplexity"].values():
-                low, high = figure["interval"]
-                cells.append(f"{figure['perplexity']:.1f} ({low:.1f} to {high:.1f})")
+                cells.append(f"{figure.value:.1f} ({figure.low:.1f} to {figure.high:.1f})")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -223,7 +217,7 @@ def main(command_line: list[str] | None = None) -> None:
     options = parser.parse_args(command_line)
     if not options.roc and not options.wikitext:
         parser.error("nothing to measure on: give --roc, --wikitext or both")
-    model = load_model(options)
+    model = load_model(options.model, options.start_token)
     results = {}
     for name, path, reader in (
         ("ROC Stories", options.roc, roc_examples),

@@ -4,16 +4,21 @@ import argparse
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from training.base import load_base, single_token_id
 
 from .infilling import Example
-from .measures import draw_spans, tokenize_rows
 
 STORY_COLUMNS = [f"sentence{i}" for i in range(1, 6)]
+SPANS_OF_A_TEXT = 3
+SPAN_LENGTHS = (8, 32)
+LONGEST_SPAN = 128
+"""The longest that the paper trains, and speaks of as long."""
 
 
 def read_stories(path: str | Path) -> list[list[str]]:
@@ -119,6 +124,86 @@ def text_examples(
     ]
 
 
+def centred_examples(
+    path: str | Path, model, length: int, seed: int = 0, limit: int = 100, longest: int = 512
+) -> list[Example]:
+    """Paragraphs with one span of a given length in the middle (Appendix E).
+
+    The same paragraphs whatever the length, so that spans of several lengths compare.
+
+    Args:
+        path: as for `read_paragraphs`.
+        model: a MAGNET model with its tokenizer.
+        length: of the spans, in tokens; `LONGEST_SPAN` at most.
+        seed: of the choice of paragraphs.
+        limit: paragraphs to use.
+        longest: tokens that a paragraph may have; it has at least twice `LONGEST_SPAN`.
+
+    Raises:
+        ValueError: as in `read_paragraphs`, no paragraph fits, or the span is too long.
+    """
+    if not 1 <= length <= LONGEST_SPAN:
+        raise ValueError(f"the span length is {length}: give 1 to {LONGEST_SPAN}")
+    texts = read_paragraphs(path)
+    texts = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
+    examples = []
+    for row in tokenize_rows(texts, model, 2 * LONGEST_SPAN, longest, limit):
+        first = (len(row) - length) // 2
+        spans = [0] * first + [1] * length + [0] * (len(row) - first - length)
+        examples.append(Example.of_text(row, spans))
+    return examples
+
+
+def tokenize_rows(
+    texts: list[str], model, shortest: int = 48, longest: int = 192, count: int = 64
+) -> list[list[int]]:
+    """The first `count` texts of a fitting length, as token ids behind the model's start token.
+
+    Args:
+        texts: paragraphs.
+        model: a MAGNET model with its tokenizer.
+        shortest, longest: tokens that a text must have; none is cut.
+        count: texts to take.
+
+    Raises:
+        ValueError: no text fits.
+    """
+    start = model.magnet_settings.start_token_id
+    first = [] if start is None else [start]
+    rows = [first + ids for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    rows = [row for row in rows if shortest <= len(row) <= longest][:count]
+    if not rows:
+        raise ValueError(f"no text has {shortest} to {longest} tokens")
+    return rows
+
+
+def draw_spans(lengths: list[int], seed: int) -> list[list[int]]:
+    """Draw the spans to infill: up to 3 a text, of 8 to 32 tokens (section 4.3).
+
+    Args:
+        lengths: of the texts in tokens.
+        seed: of the draw.
+
+    Returns:
+        A span map for each text, with context before, between and behind the spans. A text has as
+        many spans as leave each at least as much context as it may take.
+    """
+    generator = np.random.default_rng(seed)
+    maps = []
+    for length in lengths:
+        most = max(1, min(SPANS_OF_A_TEXT, length // (2 * SPAN_LENGTHS[1])))
+        count = int(generator.integers(1, most + 1))
+        share = length // count  # each span keeps to its own share of the text
+        row = np.zeros(length, dtype=np.int64)
+        for k in range(count):
+            span_length = int(generator.integers(SPAN_LENGTHS[0], SPAN_LENGTHS[1] + 1))
+            span_length = min(span_length, share - 2)
+            start = int(generator.integers(k * share + 1, (k + 1) * share - span_length))
+            row[start : start + span_length] = k + 1
+        maps.append(row.tolist())
+    return maps
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name the model and how it is run."""
     parser.add_argument("--model", required=True, help="folder or Hub id; smollm2: the PyPI base")
@@ -129,13 +214,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of every draw")
 
 
-def load_model(options: argparse.Namespace) -> MagnetLlamaForCausalLM:
-    """The model that the flags of `add_model_arguments` name, in evaluation mode."""
-    model = load_base(options.model).eval()
-    if options.start_token is not None:
+def load_model(
+    place: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
+) -> MagnetLlamaForCausalLM:
+    """A model in evaluation mode, on the GPU where there is one.
+
+    Args:
+        place: as for `training.base.load_base`.
+        start_token: text of the token that begins a sequence, if not the checkpoint's.
+        dtype: of the weights.
+    """
+    model: Any = load_base(place, dtype=dtype).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if start_token is not None:
         settings = model.magnet_settings
-        settings.start_token_id = single_token_id(
-            model.tokenizer, options.start_token, "start_token"
-        )
+        settings.start_token_id = single_token_id(model.tokenizer, start_token, "start_token")
         model.config.magnet = settings.to_dict()
     return model

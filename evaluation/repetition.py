@@ -21,6 +21,7 @@ text based on these prefixes", greedily. The paper leaves open what follows; her
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .bootstrap import ratio_interval
+from .figures import Figure, table
 
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St)\.)(?<!\bMrs\.)"  # an initial or a title goes on
@@ -43,7 +44,7 @@ class Repetition(evaluate.Metric):
     """Rep-Sen and Rep-n of texts, with 95 % bootstrap intervals over the texts.
 
     Example:
-        >>> Repetition().compute(predictions=["It rains. It rains."], n=2)["rep_sen"]
+        >>> Repetition().compute(predictions=["It rains. It rains."], n=2)["rep_sen"].value
         0.5
     """
 
@@ -62,11 +63,7 @@ class Repetition(evaluate.Metric):
             "rep_sen": [rep_sen(text) for text in predictions],
             f"rep_{n}": [rep_n(text, n) for text in predictions],
         }
-        results: dict[str, float | tuple[float, float]] = {}
-        for name, values in figures.items():
-            results[name] = float(np.mean(values))
-            results[f"{name}_interval"] = ratio_interval(values, seed=seed)
-        return results
+        return {name: Figure.of_ratio(values, seed=seed) for name, values in figures.items()}
 
 
 def rep_sen(text: str) -> float:
@@ -212,10 +209,64 @@ def _ids(value: int | list[int] | None) -> set[int]:
     return {value} if isinstance(value, int) else set(value)
 
 
+def measure_repetition(
+    model,
+    path: str | Path,
+    limit: int = 50,
+    new_tokens: int = 128,
+    n: int = 4,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Figure]:
+    """Repetition in what a model writes behind the beginnings of texts, and in the texts themselves.
+
+    Args:
+        model: as in `continuations`.
+        path: a .tsv of stories (prompt: the first sentence), or lines as of WikiText (prompt: 5
+            words), of which those are taken that are as long as what is written.
+        limit: texts to continue.
+        new_tokens, batch_size, progress: as in `continuations`.
+        n: words of an n-gram.
+        seed: of the draw of texts, and of the bootstrap.
+
+    Returns:
+        `Rep-Sen` and `Rep-n` of the continuations in percent, and of the true ones, such as
+        `Rep-Sen of the true text`.
+
+    Raises:
+        ValueError: the file cannot be read, or no text is long enough.
+    """
+    # Here, not above: `evaluate.load` copies this file without the modules that these import.
+    from .inputs import read_paragraphs, read_stories
+
+    generator = np.random.default_rng(seed)
+    if str(path).endswith(".tsv"):
+        stories = read_stories(path)
+        stories = [stories[i] for i in generator.permutation(len(stories))[:limit]]
+        texts = [" ".join(story) for story in stories]
+        lengths = prompt_lengths(texts, model.tokenizer, [len(story[0]) for story in stories])
+    else:
+        texts = read_paragraphs(path)
+        sizes = map(len, model.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        least = new_tokens + 4 * PROMPT_WORDS  # repetition grows with length
+        texts = [text for text, size in zip(texts, sizes, strict=True) if size >= least]
+        if not texts:
+            raise ValueError(f"{path} has no paragraph of {least} tokens or more")
+        texts = [texts[i] for i in generator.permutation(len(texts))[:limit]]
+        lengths = prompt_lengths(texts, model.tokenizer)
+    made = continuations(model, texts, lengths, new_tokens, batch_size, progress)
+    figures = {}
+    for suffix, column in (("", 1), (" of the true text", 2)):
+        found = Repetition().compute(predictions=[pair[column] for pair in made], n=n, seed=seed)
+        figures[f"Rep-Sen{suffix}"] = found["rep_sen"].scaled(100)
+        figures[f"Rep-{n}{suffix}"] = found[f"rep_{n}"].scaled(100)
+    return figures
+
+
 def main(command_line: list[str] | None = None) -> None:
     """Print Rep-Sen and Rep-n of a model's continuations and of the true ones."""
-    # Here, not above: `evaluate.load` copies this file without the modules that these import.
-    from .inputs import add_model_arguments, load_model, read_paragraphs, read_stories
+    from .inputs import add_model_arguments, load_model  # as above
 
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_model_arguments(parser)
@@ -228,37 +279,12 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--new-tokens", type=int, default=128, help="the most to write")
     parser.add_argument("--n", type=int, default=4, help="words of an n-gram")
     options = parser.parse_args(command_line)
-    model = load_model(options)
-    if options.text.endswith(".tsv"):
-        stories = read_stories(options.text)[: options.limit]
-        texts = [" ".join(story) for story in stories]
-        lengths = prompt_lengths(texts, model.tokenizer, [len(story[0]) for story in stories])
-    else:
-        texts = read_paragraphs(options.text)
-        sizes = map(len, model.tokenizer(texts, add_special_tokens=False)["input_ids"])
-        # As long as what is written, since repetition grows with length.
-        texts = [
-            text
-            for text, size in zip(texts, sizes, strict=True)
-            if size >= options.new_tokens + 4 * PROMPT_WORDS
-        ]
-        chosen = np.random.default_rng(options.seed).permutation(len(texts))[: options.limit]
-        texts = [texts[i] for i in chosen]
-        lengths = prompt_lengths(texts, model.tokenizer)
-    made = continuations(model, texts, lengths, options.new_tokens, options.batch_size)
-    metric = Repetition()
-    print(f"{len(made)} texts, up to {options.new_tokens} tokens behind each prompt, in %\n")
-    print(f"| text | Rep-Sen | 95 % interval | Rep-{options.n} | 95 % interval |")
-    print("|---|---|---|---|---|")
-    for name, column in (("greedy continuation", 1), ("true continuation", 2)):
-        found = metric.compute(
-            predictions=[pair[column] for pair in made], n=options.n, seed=options.seed
-        )
-        cells = [name]
-        for figure in ("rep_sen", f"rep_{options.n}"):
-            low, high = found[f"{figure}_interval"]
-            cells += [f"{100 * found[figure]:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
-        print(f"| {' | '.join(cells)} |")
+    figures = measure_repetition(
+        load_model(options.model, options.start_token), options.text, options.limit, options.new_tokens, options.n,
+        options.batch_size, options.seed,
+    )  # fmt: skip
+    print(f"Greedy continuations of up to {options.new_tokens} tokens, in %\n")
+    print(table({options.model: figures}))
 
 
 if __name__ == "__main__":

@@ -16,26 +16,21 @@ The first five are one model class on one path. Texts that are too long are cut 
 counts them; for word vectors they raise.
 """
 
-import argparse
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
-from transformers.utils import has_file
+from transformers import AutoModel, AutoTokenizer
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights
-from training.base import SMOLLM2
 
 from .inputs import load_model
+from .specs import GENERATING_KINDS, resolve
 
-LLAMA_KINDS = ("bidirectional", "last-token", "mean", "echo")
-KINDS = ("magnet", *LLAMA_KINDS, "encoder", "sentence-transformers")
 ECHO = "Rewrite the sentence: {text}, rewritten sentence: "
 """What stands before the second occurrence (Springer et al. 2024, section 3)."""
 
@@ -75,81 +70,37 @@ class Subject(Protocol):
         """
 
 
-def load_subject(spec: str, start_token: str | None = None) -> Subject:
+def load_subject(
+    spec: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
+) -> Subject:
     """Load what a spec names, onto the GPU where there is one.
 
     Args:
-        spec: `KIND:FOLDER_OR_ID` with a kind of `KINDS`, or the folder or id alone of a MAGNET model,
-            a sentence-transformers model (whose own code is trusted and run) or an encoder. The id
-            `smollm2` is that of `training.base.load_base`.
+        spec: as for `evaluation.specs.resolve`. The id `smollm2` is that of `training.base.load_base`;
+            a sentence-transformers model's own code is trusted and run.
         start_token: text of the token that begins a sequence of a language model, if not the
             checkpoint's. Subjects that are none have no use for it.
+        dtype: of a language model's weights.
 
     Raises:
-        ValueError: the kind is unknown, does not fit the model, or a plain Llama comes without one.
+        ValueError, OSError: as in `resolve`.
 
     Example:
         >>> echo = load_subject("echo:smollm2", start_token="<|endoftext|>")
         >>> echo.encode(["A cat sleeps."]).shape
         (1, 576)
     """
-    kind, colon, place = spec.partition(":")
-    if not colon or (kind not in KINDS and Path(spec).exists()):
-        kind, place = _kind_of(spec), spec
-    if kind not in KINDS:
-        raise ValueError(f"{spec!r} has the kind {kind!r}: give one of {', '.join(KINDS)}")
-    name, device = f"{kind}:{place}", "cuda" if torch.cuda.is_available() else "cpu"
+    found, device = resolve(spec), "cuda" if torch.cuda.is_available() else "cpu"
+    kind, place = found
+    name = str(found)
     if kind == "sentence-transformers":
         return SentenceTransformersSubject(name, place, device)
-    config = _config_of(place)
     if kind == "encoder":
-        _check_encoder(place, config)
         return EncoderSubject(name, place, device)
-    if kind == "magnet" and not _is_magnet(place, config):
-        raise ValueError(
-            f"{place} has no magnet settings, so is no MAGNET model: {_choices(place)}"
-        )
-    model: Any = load_model(argparse.Namespace(model=place, start_token=start_token))
-    model.to(device)
-    if kind in ("magnet", "bidirectional"):
+    model = load_model(place, start_token, dtype)
+    if kind in GENERATING_KINDS:
         return MagnetSubject(name, model)
     return CausalSubject(name, model, kind)
-
-
-def _kind_of(place: str) -> str:
-    config = _config_of(place)
-    if _is_magnet(place, config):
-        return "magnet"
-    if place != SMOLLM2 and has_file(place, "modules.json"):
-        return "sentence-transformers"
-    if not config:
-        raise ValueError(f"found no config.json in {place}: give a model's folder or Hub id")
-    _check_encoder(place, config)
-    return "encoder"
-
-
-def _config_of(place: str) -> dict[str, Any]:
-    """The content of config.json; nothing for a folder that has none."""
-    if place == SMOLLM2:
-        return {"model_type": "llama"}
-    return PreTrainedConfig.get_config_dict(place)[0]
-
-
-def _is_magnet(place: str, config: dict[str, Any]) -> bool:
-    adapter = not config and (Path(place) / "adapter_config.json").is_file()
-    return adapter or "magnet" in config or "modeling_magnet." in str(config.get("auto_map"))
-
-
-def _check_encoder(place: str, config: dict[str, Any]) -> None:
-    kind, classes = config.get("model_type"), config.get("architectures") or []
-    if kind == "llama" or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
-        raise ValueError(f"{place} is a decoder ({kind}), no encoder: {_choices(place)}")
-    if config.get("is_encoder_decoder"):
-        raise ValueError(f"{place} is an encoder-decoder ({kind}): give a BERT-like encoder")
-
-
-def _choices(place: str) -> str:
-    return "of a Llama give one of " + ", ".join(f"{kind}:{place}" for kind in LLAMA_KINDS)
 
 
 class MagnetSubject:

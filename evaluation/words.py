@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +24,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
+from .figures import Figure, table
+
 TASKS = ("chunk", "ner", "pos")
 ENCODE_AT_ONCE = 512
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def probe(
 
 def score(
     predictions: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], kind: str, seed: int = 0
-) -> dict[str, Any]:
+) -> dict[str, Figure]:
     """Token accuracy and, for chunks and entities, the span scores of seqeval's default mode.
 
     Args:
@@ -156,8 +156,7 @@ def score(
         seed: of the intervals, which resample the sentences.
 
     Returns:
-        `accuracy`, and but for `pos` `precision`, `recall` and `f1`, from 0 to 1; for each its 95 %
-        interval, such as `f1_interval`; how many `sentences` and `words` they were counted on.
+        `accuracy`, and but for `pos` `precision`, `recall` and `f1`, from 0 to 1, over sentences.
 
     Raises:
         ValueError: predictions and gold differ in length or are empty, or `kind` is unknown.
@@ -177,10 +176,12 @@ def score(
         found, predicted, true = np.array([[len(p & g), len(p), len(g)] for p, g in spans]).T
         ratios |= {"precision": (found, predicted), "recall": (found, true)}
         ratios["f1"] = (2 * found, predicted + true)
-    result: dict[str, Any] = {"sentences": len(gold), "words": int(words.sum())}
-    for name, counts in ratios.items():
-        result |= _ratio(name, *counts, seed)
-    return result
+    return {
+        name: Figure.of_ratio(top, bottom, seed)
+        if bottom.any()
+        else Figure(0.0, 0.0, 0.0, len(gold))
+        for name, (top, bottom) in ratios.items()
+    }
 
 
 def measure_words(
@@ -192,7 +193,7 @@ def measure_words(
     limit: tuple[int | None, int | None] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Figure]]:
     """Fit and score a classifier for each task on the word vectors of an encoder (Table 1).
 
     Args:
@@ -204,8 +205,8 @@ def measure_words(
         seed, progress: of the classifiers and the intervals; whether to show bars.
 
     Returns:
-        For each task what `score` returns, `train_sentences`, and `unseen_tags`: the tags that no
-        training word has, with how many test words have each. These count as wrong.
+        For each task what `score` returns. Words whose tag no training word has count as wrong, with
+        a warning.
 
     Raises:
         FileNotFoundError, ValueError: as in `read_conll` and `probe`; or a task is unknown.
@@ -224,7 +225,6 @@ def measure_words(
         if unseen:
             warnings.warn(f"{task}: training lacks tags of test words: {unseen}", stacklevel=2)
         results[task] = score(predictions, gold, task, seed)
-        results[task] |= {"train_sentences": len(train), "unseen_tags": unseen}
     return results
 
 
@@ -237,23 +237,14 @@ def _encode(encode_words, sentences: list[Sentence], progress: bool) -> list[np.
     return vectors
 
 
-def _ratio(name: str, top: np.ndarray, bottom: np.ndarray, seed: int) -> dict[str, Any]:
-    """The ratio of summed counts (sentences,), and its 95 % bootstrap interval over sentences."""
-    count = len(top)
-    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, RESAMPLES)
-    ratios = (draws @ top) / np.maximum(draws @ bottom, 1)  # (resamples,)
-    low, high = np.percentile(ratios, [2.5, 97.5]).tolist()
-    return {name: int(top.sum()) / max(int(bottom.sum()), 1), f"{name}_interval": [low, high]}
-
-
-def as_table(results: dict[str, dict[str, Any]]) -> str:
-    """Results as a Markdown table, in percent, with their 95 % intervals."""
-    lines = ["| task | token accuracy | span F1 |", "|---|---|---|"]
-    for task, result in results.items():
-        figures = [(result[n], *result[f"{n}_interval"]) for n in ("accuracy", "f1") if n in result]
-        cells = [f"{100 * x:.2f} ({100 * a:.2f} to {100 * b:.2f})" for x, a, b in figures]
-        lines.append(f"| {' | '.join([task, *cells, '-'][:3])} |")
-    return "\n".join(lines)
+def named(results: dict[str, dict[str, Figure]]) -> dict[str, Figure]:
+    """The figures of Table 1 and the span F1 behind them, in percent, by task and measure."""
+    return {
+        f"{task}, {label}": figures[name].scaled(100)
+        for name, label in (("accuracy", "token accuracy"), ("f1", "span F1"))
+        for task, figures in results.items()
+        if name in figures
+    }
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -284,11 +275,8 @@ def main(command_line: list[str] | None = None) -> None:
         limit=(options.limit_train, options.limit_test), seed=options.seed,
     )  # fmt: skip
     seconds = round(time.perf_counter() - began, 1)
-    one = results[options.tasks[0]]
-    print(
-        f"{as_table(results)}\n\n{one['train_sentences']} training and {one['sentences']} test sentences,"
-        f" {options.steps} steps, seed {options.seed}, {seconds} s; 95 % intervals over test sentences"
-    )
+    print(table({options.model: named(results)}))
+    print(f"\nn: test sentences; {options.steps} steps, seed {options.seed}, {seconds} s")
     if output:
         content = vars(options) | {"output": str(output), "seconds": seconds, "results": results}
         aside = output.with_name(output.name + ".partial")

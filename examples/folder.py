@@ -7,20 +7,19 @@ figures and the examples as JSON.
 """
 
 import argparse
+import csv
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from transformers import AutoModel
 
-from evaluation.measures import (
-    draw_spans,
-    perplexities,
-    sts_spearman,
-    tokenize_rows,
-)
+from evaluation.causal import measure_causal
+from evaluation.infilling import Example, infilling_scores, perplexity_table
+from evaluation.inputs import draw_spans, tokenize_rows
 from training.sources import read_rows
 
 DATA = Path(__file__).parent / "data"
@@ -50,10 +49,21 @@ def measure(model, sts: str | None = None) -> dict[str, float]:
     path = str(DATA / "wiki-validation.jsonl")
     texts = [row["text"] for row in read_rows([path], ("text",), counts=Counter())]
     rows = tokenize_rows(texts, model, count=ROWS)
-    figures = perplexities(model, rows, draw_spans([len(row) for row in rows], SEED))
-    path, count = (sts, None) if sts else (DATA / "sts-answers-forums.tsv", PAIRS)
-    for name, arguments in (("sts", {}), ("sts_no_prompt", {"prompt": ""})):
-        figures[name] = 100 * sts_spearman(model, path, count, show_progress_bar=True, **arguments)
+    spans = draw_spans([len(row) for row in rows], SEED)
+    examples = [Example.of_text(*pair) for pair in zip(rows, spans, strict=True)]
+    found = perplexity_table(infilling_scores(model, examples, ("both_sides", "left_only")))
+    figures = {view: figure.value for view, figure in found["perplexity"].items()}
+    figures["causal"] = measure_causal(model, rows).value
+    with Path(sts or DATA / "sts-answers-forums.tsv").open(encoding="utf-8", newline="") as file:
+        pairs = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    pairs = pairs if sts else pairs[:PAIRS]
+    scores = [float(pair["score"]) for pair in pairs]
+    for name, prompt in (("sts", None), ("sts_no_prompt", "")):
+        one, two = (
+            model.encode([pair[side] for pair in pairs], prompt=prompt, normalize_embeddings=True)
+            for side in ("sentence1", "sentence2")
+        )
+        figures[name] = 100 * float(spearmanr((one * two).sum(axis=1), scores).statistic)
     return figures
 
 

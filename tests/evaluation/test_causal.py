@@ -1,4 +1,4 @@
-"""Perplexities and correlation against computations by hand."""
+"""Causal perplexity, and the spans drawn from running text, against computations by hand."""
 
 import math
 
@@ -7,46 +7,60 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SENTENCES, make_model
+from tiny import SENTENCES
+from transformers import LlamaForCausalLM
 
-from evaluation.measures import draw_spans, perplexities, sts_spearman, tokenize_rows
+from evaluation.causal import blocks_of, measure_causal
+from evaluation.inputs import LONGEST_SPAN, centred_examples, draw_spans, tokenize_rows
 
 
-def test_perplexities_equal_a_loop_over_single_texts(tiny):
-    rows = tokenize_rows(SENTENCES, tiny, shortest=5, longest=60, count=4)
-    maps = [[0] * 3 + [1] * 4 + [0] * (len(row) - 12) + [2] * 3 + [0] * 2 for row in rows]
-    losses = {"both_sides": [], "left_only": [], "causal": []}
-    for row, span_map in zip(rows, maps):
-        ids = torch.tensor([row])
-        hybrid = tiny(input_ids=ids, span_ids=torch.tensor([span_map])).logits[0].log_softmax(-1)
-        plain = tiny(input_ids=ids).logits[0].log_softmax(-1)
-        for t in range(1, len(row)):
-            losses["causal"].append(-plain[t - 1, row[t]].item())
-            if span_map[t]:
-                losses["both_sides"].append(-hybrid[t - 1, row[t]].item())
-                losses["left_only"].append(-plain[t - 1, row[t]].item())
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.tokens"
+    lines = [" \n", " = Harbour = \n", *(f" {sentence} \n" for sentence in SENTENCES * 12)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def test_causal_perplexity_equals_the_stock_models_loss(tiny, text):
+    blocks = blocks_of(text, tiny, length=40, limit=5)
+    stock = LlamaForCausalLM(tiny.config).eval()
+    stock.load_state_dict(tiny.state_dict())
+    ids = torch.tensor(blocks)
+    with torch.no_grad():
+        expected = math.exp(stock(input_ids=ids, labels=ids).loss)
     for batch_size in (1, 3):
-        figures = perplexities(tiny, rows, maps, batch_size, progress=False)
-        for name, values in losses.items():
-            assert figures[name] == pytest.approx(math.exp(sum(values) / len(values)), rel=1e-5)
+        figure = measure_causal(tiny, blocks, batch_size, progress=False)
+        assert figure.value == pytest.approx(expected, rel=1e-5)
+        assert figure.low < figure.value < figure.high and figure.examples == 5
 
 
-def test_both_sides_sees_the_right_side(base_model):
-    """With the true right side a span is likelier than with another text's: the figure sees it."""
-    texts = [
-        "The capital of France is Paris, and Paris lies on the river Seine, says the guide.",
-        "She bought a violin because her old violin had broken, and the violin was cheap.",
-    ]
-    rows = tokenize_rows(texts, base_model, 5, 40)
-    maps = [[0] * 6 + [1] * 2 + [0] * (len(row) - 8) for row in rows]
-    swapped = [rows[0][:8] + rows[1][8:], rows[1][:8] + rows[0][8:]]
-    swapped_maps = [m[:8] + [0] * (len(row) - 8) for m, row in zip(maps, swapped)]
-    figures = [
-        perplexities(base_model, r, m, progress=False)
-        for r, m in ((rows, maps), (swapped, swapped_maps))
-    ]
-    assert figures[0]["both_sides"] != figures[1]["both_sides"]
-    assert figures[0]["left_only"] == pytest.approx(figures[1]["left_only"], rel=1e-4)
+def test_blocks_hold_each_token_once_behind_the_start_token(tiny, text):
+    blocks = blocks_of(text, tiny, length=30)
+    assert all(len(block) == 30 and block[0] == 0 for block in blocks)
+    whole = tiny.tokenizer("\n".join(SENTENCES * 12), add_special_tokens=False)["input_ids"]
+    joined = [token for block in blocks for token in block[1:]]
+    assert joined == whole[: len(joined)] and len(whole) - len(joined) < 29
+    drawn = blocks_of(text, tiny, length=30, limit=3, seed=1)
+    assert len(drawn) == 3 and all(block in blocks for block in drawn)
+    assert drawn != blocks_of(text, tiny, length=30, limit=3, seed=2)
+    with pytest.raises(ValueError, match="tokens, a block 99999: give a longer text"):
+        blocks_of(text, tiny, length=100_000)
+
+
+def test_spans_of_several_lengths_stand_in_the_middle_of_the_same_texts(tiny, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(" ".join(SENTENCES * n) for n in (1, 4, 6, 5)), encoding="utf-8")
+    found = [centred_examples(path, tiny, length, limit=2, longest=9999) for length in (4, 64)]
+    for short, long in zip(*found, strict=True):
+        assert short.token_ids == long.token_ids and len(short.token_ids) >= 2 * LONGEST_SPAN
+        for example, length in ((short, 4), (long, 64)):
+            places = np.flatnonzero(example.span_ids)
+            assert len(places) == length and places[-1] - places[0] == length - 1
+            before, behind = places[0], len(example.span_ids) - 1 - places[-1]
+            assert abs(before - behind) <= 1
+    with pytest.raises(ValueError, match="the span length is 129: give 1 to 128"):
+        centred_examples(path, tiny, 129)
 
 
 @given(st.lists(st.integers(12, 300), min_size=1, max_size=5), st.integers(0, 99))
@@ -67,19 +81,3 @@ def test_rows_are_whole_texts_behind_the_start_token(tiny):
     assert all(row[0] == 0 for row in rows)
     with pytest.raises(ValueError, match="no text has 500 to 600 tokens"):
         tokenize_rows(SENTENCES, tiny, 500, 600)
-
-
-def test_spearman_equals_ranks_by_hand(tmp_path):
-    model = make_model()
-    pairs = list(zip(SENTENCES, SENTENCES[1:] + SENTENCES[:1]))
-    scores = [3.0, 1.5, 0.2, 4.8, 2.2]
-    path = tmp_path / "sts.tsv"
-    lines = [f"{score}\t{a}\t{b}" for score, (a, b) in zip(scores, pairs)]
-    path.write_text("\n".join(["score\tsentence1\tsentence2", *lines]) + "\n")
-    one, two = (model.encode(list(side), normalize_embeddings=True) for side in zip(*pairs))
-    ranks = [np.argsort(np.argsort(values)) for values in (scores, (one * two).sum(1))]
-    expected = 1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum() / (5 * 24)
-    assert sts_spearman(model, path) == pytest.approx(expected)
-    (tmp_path / "bad.tsv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(ValueError, match="needs the columns"):
-        sts_spearman(model, tmp_path / "bad.tsv")

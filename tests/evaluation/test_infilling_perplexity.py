@@ -112,8 +112,8 @@ def test_losses_equal_all_logits_under_the_oracle_mask(model, examples):
     for view in ("both_sides", "left_only", "shuffled"):
         figure = table["perplexity"][view]
         perplexity = math.exp(sum(losses[view] for losses in expected) / tokens)
-        assert figure["perplexity"] == pytest.approx(perplexity, rel=1e-4)
-        assert figure["interval"][0] <= figure["perplexity"] <= figure["interval"][1]
+        assert figure.value == pytest.approx(perplexity, rel=1e-4)
+        assert figure.low <= figure.value <= figure.high
 
 
 def test_prompted_reads_the_gapped_text_and_then_the_text(model, examples):
@@ -153,6 +153,26 @@ def test_shuffling_changes_the_context_behind_the_span_alone(model, examples):
     assert moved > 20
 
 
+def test_the_metric_sees_the_right_side(model):
+    """A model that has learnt to copy the token behind the span is lost when that side is shuffled."""
+    torch.manual_seed(0)
+    ids = torch.randint(100, 120, (64 * 160, 8))  # (texts, length)
+    ids[:, 3] = ids[:, 4]
+    spans = torch.zeros_like(ids)
+    spans[:, 3] = 1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for rows in torch.arange(64, len(ids)).split(64):
+        logits = model(input_ids=ids[rows], span_ids=spans[rows]).logits[:, 2]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, ids[rows, 3]).backward()
+        optimizer.step()
+    held_out = [Example.of_text(row, spans[0].tolist()) for row in ids[:64].tolist()]
+    views = ("both_sides", "shuffled", "left_only")
+    table = perplexity_table(infilling_scores(model.eval(), held_out, views, progress=False))
+    both, shuffled, left = (table["perplexity"][view] for view in views)
+    assert both.value < 2 and shuffled.low > 10 * both.high and left.low > 10 * both.high
+
+
 def test_the_order_of_the_examples_makes_no_difference(model, examples):
     views = ["both_sides", "left_only", "prompted"]
     forth = perplexity_table(infilling_scores(model, examples, views, 2, progress=False))
@@ -160,7 +180,7 @@ def test_the_order_of_the_examples_makes_no_difference(model, examples):
     for view in views:
         for key in ("perplexity", "by_length", "by_position"):
             assert set(forth[key]) == set(back[key])
-        pair = [table["perplexity"][view]["perplexity"] for table in (forth, back)]
+        pair = [table["perplexity"][view].value for table in (forth, back)]
         assert pair[0] == pytest.approx(pair[1], rel=1e-4)
 
 
@@ -241,7 +261,7 @@ def test_perplexity_by_length_and_position_counted_by_hand():
     table = perplexity_table(scores)
 
     def figure(group):
-        return group["perplexity"]["both_sides"]["perplexity"]
+        return group["perplexity"]["both_sides"].value
 
     assert (table["examples"], table["tokens"]) == (3, 219)
     lengths = {name: figure(group) for name, group in table["by_length"].items()}
@@ -293,14 +313,16 @@ def test_command(tmp_path, capsys, monkeypatch):
     stories = write_stories(tmp_path)
     text, output = tmp_path / "wiki.tokens", tmp_path / "results.json"
     text.write_text("\n".join([" = Harbour = ", *[" ".join(SENTENCES[:3])] * 3]))
-    monkeypatch.setattr(inputs, "load_base", lambda model: make_model(max_position_embeddings=512))
+    monkeypatch.setattr(
+        inputs, "load_base", lambda model, dtype: make_model(max_position_embeddings=512)
+    )
     command = ["--model", "tiny", "--roc", str(stories), "--wikitext", str(text), "--limit", "2"]
     infilling.main([*command, "--start-token", "<s>", "--output", str(output)])
     printed = capsys.readouterr().out
     assert f"| text | examples | tokens | {' | '.join(VIEWS)} |" in printed
     results = json.loads(output.read_text())["results"]
     for name in ("ROC Stories", "WikiText-103"):
-        figure = results[name]["perplexity"]["both_sides"]["perplexity"]
+        figure = results[name]["perplexity"]["both_sides"][0]
         assert f"| {name} | 2 |" in printed and f"{figure:.1f} (" in printed
         assert np.isfinite(figure)
     with pytest.raises(SystemExit):

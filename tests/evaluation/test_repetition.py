@@ -1,15 +1,14 @@
 """Rep-Sen and Rep-n against counts by hand, and continuations against a loop over single texts."""
 
+import re
 from pathlib import Path
 
 import evaluate
-import numpy as np
 import pytest
 import torch
 from tiny import SENTENCES, make_model
 
 from evaluation import inputs, repetition
-from evaluation.bootstrap import ratio_interval
 from evaluation.repetition import (
     Repetition,
     continuations,
@@ -70,31 +69,10 @@ def test_the_metric_is_the_mean_over_texts(tmp_path):
         evaluate.load(str(SCRIPT), cache_dir=str(tmp_path)),
     ):
         found = metric.compute(predictions=texts, n=2)
-        assert set(found) == {"rep_sen", "rep_sen_interval", "rep_2", "rep_2_interval"}
+        assert set(found) == set(expected)
         for name, value in expected.items():
-            assert found[name] == pytest.approx(value)
-            low, high = found[f"{name}_interval"]
-            assert 0 <= low <= value <= high <= 0.5
-
-
-def test_intervals():
-    assert ratio_interval([3.0, 3.0], [2, 2]) == (1.5, 1.5)
-    generator = np.random.default_rng(0)
-    values = generator.normal(5, 2, size=400)
-    low, high = ratio_interval(values)
-    error = values.std() / 20  # of the mean of 400
-    assert (low, high) == pytest.approx(
-        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02
-    )
-    assert ratio_interval(values) == (low, high) != ratio_interval(values, seed=1)
-    sizes = generator.integers(1, 9, size=400)
-    low, high = ratio_interval(values * sizes, sizes)
-    assert low < (values * sizes).sum() / sizes.sum() < high
-    for above, below in (([], None), ([1.0], [1, 2])):
-        with pytest.raises(ValueError, match="one of each for every example"):
-            ratio_interval(above, below)
-    with pytest.raises(ValueError, match=r"denominator 1 is 0.0: give > 0"):
-        ratio_interval([1.0, 1.0], [1, 0])
+            assert found[name].value == pytest.approx(value)
+            assert 0 <= found[name].low <= value <= found[name].high <= 0.5
 
 
 def greedy(model, ids: list[int], count: int) -> list[int]:
@@ -160,8 +138,10 @@ def test_command(tmp_path, capsys, monkeypatch, name):
         path.write_text("\n".join([header, "\t".join(SENTENCES)]) + "\n", encoding="utf-8")
     else:
         path.write_text("\n".join([" = Harbour = ", *[" ".join(SENTENCES)] * 3]), encoding="utf-8")
-    monkeypatch.setattr(inputs, "load_base", lambda model: make_model())
+    monkeypatch.setattr(inputs, "load_base", lambda model, dtype: make_model())
     repetition.main(["--model", "tiny", "--text", str(path), "--limit", "2", "--new-tokens", "6"])
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{1 if name.endswith('tsv') else 2} texts, up to 6 tokens")
-    assert "| greedy continuation |" in printed and "| true continuation | 0.0 |" in printed
+    assert printed.startswith("Greedy continuations of up to 6 tokens, in %")
+    count = 1 if name.endswith("tsv") else 2
+    assert re.search(rf"\| Rep-Sen \| \d.* \| {count} \|", printed)
+    assert f"| Rep-Sen of the true text | 0.00 (0.00 to 0.00) | {count} |" in printed

@@ -291,7 +291,7 @@ def test_an_adapter_folder_is_magnet(folders, tmp_path):
 
 def test_smollm2_and_the_start_token(folders, tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(inputs, "load_base", lambda name: asked.append(name) or make_model())
+    monkeypatch.setattr(inputs, "load_base", lambda name, dtype: asked.append(name) or make_model())
     subject = load_subject("last-token:smollm2", start_token="<pad>")
     assert asked == ["smollm2"]
     with torch.no_grad():

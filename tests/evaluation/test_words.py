@@ -10,7 +10,8 @@ from seqeval.scheme import IOB2
 from tiny import make_model
 from transformers import AutoModel
 
-from evaluation.words import main, measure_words, probe, read_conll, score, to_iob2
+from evaluation.figures import RESAMPLES
+from evaluation.words import main, measure_words, named, probe, read_conll, score, to_iob2
 
 TEXT = """-DOCSTART- -X- O O
 
@@ -104,7 +105,7 @@ def test_f1_of_converted_tags_is_that_of_the_entities():
     assert f1_score(*converted, mode="strict", scheme=IOB2) == pytest.approx(true_f1)
     assert f1_score(gold, found) == pytest.approx(true_f1)
     assert f1_score(gold, found, mode="strict", scheme=IOB2, zero_division=0) != true_f1
-    assert score(converted[1], converted[0], "ner")["f1"] == pytest.approx(true_f1)
+    assert score(converted[1], converted[0], "ner")["f1"].value == pytest.approx(true_f1)
 
 
 def toy(seed: int, count: int):
@@ -119,7 +120,7 @@ def test_the_probe_learns_and_is_reproducible():
     arguments = {"steps": 600, "learning_rate": 5e-3, "progress": False}
     state = torch.get_rng_state()
     predictions = probe(train, tags, test, **arguments)
-    assert score(predictions, gold, "pos")["accuracy"] > 0.95
+    assert score(predictions, gold, "pos")["accuracy"].value > 0.95
     torch.manual_seed(7)
     assert probe(train, tags, test, **arguments) == predictions
     short = {"steps": 3, "progress": False}
@@ -159,35 +160,34 @@ def test_scores_equal_seqeval():
         "recall": recall_score,
         "f1": f1_score,
     }.items():
-        assert result[name] == pytest.approx(reference(gold, predictions))
-        low, high = result[f"{name}_interval"]
-        assert low < result[name] < high
-    assert (result["sentences"], result["words"]) == (80, 80 * 19 // 4)
+        assert result[name].value == pytest.approx(reference(gold, predictions))
+        assert result[name].low < result[name].value < result[name].high
+        assert result[name].examples == 80
     assert score(predictions, gold, "chunk") == result
-    assert score(predictions, gold, "chunk", seed=1)["f1_interval"] != result["f1_interval"]
+    assert score(predictions, gold, "chunk", seed=1)["f1"].low != result["f1"].low
 
 
 def test_scores_by_hand():
     gold = [["B-A", "I-A", "O"], ["B-B", "O"], ["O"]]
     found = [["B-A", "I-A", "O"], ["B-A", "O"], ["B-B"]]
     result = score(found, gold, "ner")
-    assert result["accuracy"] == pytest.approx(4 / 6)
-    assert result["precision"] == pytest.approx(1 / 3)
-    assert result["recall"] == pytest.approx(1 / 2)
-    assert result["f1"] == pytest.approx(2 / 5)
+    assert result["accuracy"].value == pytest.approx(4 / 6)
+    assert result["precision"].value == pytest.approx(1 / 3)
+    assert result["recall"].value == pytest.approx(1 / 2)
+    assert result["f1"].value == pytest.approx(2 / 5)
     assert "f1" not in score([["NN", "VB"]], [["NN", "NN"]], "pos")
-    assert score([["O"]], [["O"]], "ner")["f1"] == 0  # no span anywhere, as in seqeval
+    assert score([["O"]], [["O"]], "ner")["f1"].value == 0  # no span anywhere, as in seqeval
 
 
 def test_intervals_are_those_of_resampled_seqeval():
     """Counting spans once and resampling the counts gives what seqeval gives on the resample."""
     gold, predictions = random_tags(0, 40), random_tags(2, 40)
-    draws = np.random.default_rng(0).multinomial(40, [1 / 40] * 40, size=1000)[:100]
+    draws = np.random.default_rng(0).multinomial(40, [1 / 40] * 40, size=RESAMPLES)[:100]
     figures = []
     for draw in draws:
         rows = np.repeat(np.arange(40), draw)
         figures.append(f1_score([gold[i] for i in rows], [predictions[i] for i in rows]))
-    low, high = score(predictions, gold, "ner")["f1_interval"]
+    _, low, high, _ = score(predictions, gold, "ner")["f1"]
     assert np.mean([low <= figure <= high for figure in figures]) == pytest.approx(0.95, abs=0.05)
 
 
@@ -213,13 +213,14 @@ def test_any_encoder_each_sentence_once_and_unseen_tags(conll):
         results = measure_words(encode_words, train, test, steps=1500, limit=(4, 2), progress=False)
     assert encoded == [["a", "so"], ["b", "so"], ["c", "so"], ["d", "so"], *[["a", "now"]] * 2]
     assert list(results) == ["chunk", "ner", "pos"]
-    assert [results[task]["accuracy"] for task in results] == [1, 0.5, 0.5]
-    assert results["chunk"]["f1"] == 1 and results["chunk"]["unseen_tags"] == {}
-    assert results["ner"]["unseen_tags"] == {"B-LOC": 2}
-    assert results["pos"]["unseen_tags"] == {"UH": 2}
-    assert len(warned) == 2
-    assert results["ner"]["f1"] == 0 and results["ner"]["recall"] == 0
-    assert (results["pos"]["train_sentences"], results["pos"]["sentences"]) == (4, 2)
+    assert [results[task]["accuracy"].value for task in results] == [1, 0.5, 0.5]
+    assert results["chunk"]["f1"].value == 1
+    unseen = [str(warning.message).partition("words: ")[2] for warning in warned]
+    assert unseen == ["{'B-LOC': 2}", "{'UH': 2}"]
+    assert results["ner"]["f1"].value == 0 and results["ner"]["recall"].value == 0
+    assert results["pos"]["accuracy"].examples == 2
+    assert "pos, span F1" not in named(results)
+    assert named(results)["ner, token accuracy"].value == 50
     with pytest.raises(ValueError, match="tasks are ner, verbs: give some of chunk, ner, pos"):
         measure_words(encode_words, train, test, tasks=["ner", "verbs"])
 
@@ -228,8 +229,7 @@ def test_vectors_of_a_model(conll, tiny):
     """A random Llama's vectors tell its few training words apart."""
     path = conll(TEXT)
     results = measure_words(tiny.encode_words, path, path, ("pos",), steps=1500, progress=False)
-    assert results["pos"]["accuracy"] > 0.9
-    assert results["pos"]["words"] == 11
+    assert results["pos"]["accuracy"].value > 0.9
 
 
 def test_command(conll, tmp_path, capsys):
@@ -238,17 +238,16 @@ def test_command(conll, tmp_path, capsys):
     command = ["--model", folder, "--train", path, "--test", path, "--steps", 20, "--seed", 3]
     main([str(part) for part in [*command, "--limit-test", 2, "--output", output]])
     printed = capsys.readouterr().out
-    assert "| task | token accuracy | span F1 |" in printed
-    assert "3 training and 2 test sentences, 20 steps, seed 3" in printed
+    assert "n: test sentences; 20 steps, seed 3" in printed
     written = json.loads(output.read_text())
     assert written["train"] == str(path) and written["seed"] == 3 and written["seconds"] > 0
     loaded = AutoModel.from_pretrained(folder, trust_remote_code=True)
     same = measure_words(
         loaded.encode_words, path, path, steps=20, limit=(None, 2), seed=3, progress=False
     )
-    assert written["results"] == same
-    accuracy, (low, high) = same["pos"]["accuracy"], same["pos"]["accuracy_interval"]
-    assert f"| pos | {100 * accuracy:.2f} ({100 * low:.2f} to {100 * high:.2f}) | - |" in printed
+    assert written["results"] == json.loads(json.dumps(same))
+    value, low, high, _ = same["pos"]["accuracy"].scaled(100)
+    assert f"| pos, token accuracy | {value:.2f} ({low:.2f} to {high:.2f}) | 2 |" in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "results.json", "words.txt"]
 
 

@@ -1,0 +1,241 @@
+"""What an evaluation ends with: a report in Markdown, and plots."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .figures import Figure, table
+from .prompting import as_table
+from .specs import resolve
+from .tasks import TASKS, perplexity_ratio, spoken
+
+Columns = dict[str, dict[str, Figure]]
+
+
+def write_report(
+    output: Path, records: Sequence[dict[str, Any]], failures: Sequence[dict[str, str]]
+) -> str:
+    """Write `report.md` and the plots that there are figures for.
+
+    Args:
+        output: folder.
+        records: of `evaluation.run`, the measured model's first.
+        failures: tasks that failed, with their errors.
+
+    Returns:
+        The report.
+    """
+    parts = [_head(records)] if records else ["# Evaluation\n\nNothing was measured."]
+    for name, task in TASKS.items():
+        if columns := columns_of(records, name):
+            parts.append(f"## {name}\n\n{task.shows}.\n\n{_tables(name, columns)}")
+            if name == "infilling" and (ratios := _ratios(records)):
+                parts.append(
+                    "The same perplexities over those of the first baseline that generates, span by "
+                    f"span:\n\n{table(ratios, digits=3)}"
+                )
+    if records:
+        parts.append(f"## Time\n\n{_times(records)}")
+    for path in draw(output, {name: columns_of(records, name) for name in TASKS}):
+        parts.append(f"![{path.stem}]({path.name})")
+    if failures:
+        lines = [f"- {f['model']}, {f['task']}: {f['error']}" for f in failures]
+        parts.append("\n".join(["## Failed", "", *lines]))
+    report = "\n\n".join(parts) + "\n"
+    (output / "report.md").write_text(report, encoding="utf-8")
+    return report
+
+
+def _tables(task: str, columns: Columns) -> str:
+    """The figures of a task; of prompting a table a model, with the methods as rows."""
+    if task != "prompting":
+        return table(columns)
+    return "\n\n".join(f"{model}\n\n{as_table(figures)}" for model, figures in columns.items())
+
+
+def columns_of(records: Sequence[dict[str, Any]], task: str) -> Columns:
+    """The figures of a task, by model."""
+    return {
+        short(record["model"]): figures_of(record) for record in records if record["task"] == task
+    }
+
+
+def figures_of(record: dict[str, Any]) -> dict[str, Figure]:
+    """A record's figures as they were measured."""
+    return {name: Figure(**figure) for name, figure in record["figures"].items()}
+
+
+def short(spec: str) -> str:
+    """A model's name without the folders above the last two: a path of a machine tells nobody anything."""
+    kind, place = resolve(spec)
+    name = "/".join(Path(place).parts[-2:])
+    return name if kind == "magnet" else f"{kind}:{name}"
+
+
+def _head(records: Sequence[dict[str, Any]]) -> str:
+    first = records[0]
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    return (
+        f"# Evaluation of {short(first['model'])}\n\n"
+        f"Suite {first['suite']}, seed {first['seed']}, {first['device']}. {versions}.\n"
+        "In brackets 95 % bootstrap intervals over the n examples."
+    )
+
+
+def _ratios(records: Sequence[dict[str, Any]]) -> Columns:
+    """Both sides and left only, of each model, over left only and prompted of the base."""
+    found = {r["model"]: r["details"] for r in records if r["task"] == "infilling"}
+    if len(found) < 2:
+        return {}
+    base = found[list(found)[1]]
+    return {
+        short(spec): {
+            f"{text}, {spoken(view)} / {spoken(than)} of the baseline": perplexity_ratio(
+                losses, view, base[text], than
+            )
+            for text, losses in details.items()
+            for than in ("left_only", "prompted")
+            for view in ("both_sides", "left_only")
+        }
+        for spec, details in found.items()
+    }
+
+
+def _times(records: Sequence[dict[str, Any]]) -> str:
+    models = list(dict.fromkeys(short(record["model"]) for record in records))
+    seconds = {(short(r["model"]), r["task"]): r["seconds"] for r in records}
+    lines = [f"| seconds | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
+    for task in TASKS:
+        cells = [seconds.get((model, task)) for model in models]
+        if any(cell is not None for cell in cells):
+            shown = ["-" if cell is None else f"{cell:.0f}" for cell in cells]
+            lines.append(f"| {task} | {' | '.join(shown)} |")
+    totals = [sum(s for (model, _), s in seconds.items() if model == m) for m in models]
+    lines.append(f"| all | {' | '.join(f'{total:.0f}' for total in totals)} |")
+    return "\n".join(lines)
+
+
+def draw(output: Path, tables: dict[str, Columns]) -> list[Path]:
+    """Draw what people would rather look at: STS bars, perplexity against span length and position.
+
+    Args:
+        output: folder of the pictures.
+        tables: a task's name to its figures, by model.
+
+    Returns:
+        The pictures that there were figures for.
+    """
+    pictures = []
+    if sts := tables.get("sts"):
+        pictures.append(draw_bars(output / "sts.png", sts, "Spearman x 100"))
+    lines = {
+        "span of n tokens, WikiText-103": _points(tables.get("span-length", {}), " tokens, "),
+        "missing sentence, ROC Stories": _points(
+            tables.get("infilling", {}), "ROC Stories, position "
+        ),
+    }
+    if any(lines.values()):
+        labels = ("tokens, or number of the sentence", "perplexity")
+        pictures.append(draw_lines(output / "infilling.png", lines, labels, groups=True))
+    return pictures
+
+
+def _points(columns: Columns, marker: str) -> dict[str, list[tuple[float, Figure]]]:
+    """Lines by model and view, of the figures whose names hold a marker and a number beside it."""
+    lines: dict[str, list[tuple[float, Figure]]] = {}
+    for model, figures in columns.items():
+        for name, figure in figures.items():
+            if marker in name:
+                number = name.replace(marker, " ").split()[0].rstrip(",")
+                view = name.rpartition(", ")[2]
+                lines.setdefault(f"{model}, {view}", []).append((float(number), figure))
+    return lines
+
+
+def draw_bars(path: Path, columns: Columns, label: str) -> Path:
+    """Draw figures side by side, a colour a model, with their intervals."""
+    pyplot = _pyplot()
+    names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
+    width = 0.8 / len(columns)
+    figure, axis = pyplot.subplots(
+        figsize=(max(5, 1 + 0.5 * len(names) * len(columns)), 4), layout="constrained"
+    )
+    for i, (model, figures) in enumerate(columns.items()):
+        places = [n for n, name in enumerate(names) if name in figures]
+        found = [figures[names[n]] for n in places]
+        axis.bar(
+            [n + (i - (len(columns) - 1) / 2) * width for n in places],
+            [f.value for f in found],
+            width,
+            yerr=_errors(found),
+            capsize=2,
+            label=model,
+        )
+    axis.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_ylabel(label)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path
+
+
+def draw_lines(
+    path: Path,
+    panels: dict[str, dict[str, list[tuple[float, Figure]]]],
+    labels: tuple[str, str],
+    groups: bool = False,
+) -> Path:
+    """Draw lines with their intervals, a panel a title.
+
+    Args:
+        path: the picture.
+        panels: a title to lines by name, each of points (x, figure).
+        labels: of the two axes.
+        groups: draw each x as a group of its own, the lines beside each other, on a logarithmic
+            scale: for perplexities of few texts, whose intervals are wide and overlap.
+    """
+    pyplot = _pyplot()
+    from matplotlib.ticker import LogLocator
+
+    panels = {title: lines for title, lines in panels.items() if lines}
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained"
+    )
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        values = sorted({x for points in lines.values() for x, _ in points})
+        for n, (name, points) in enumerate(lines.items()):
+            where, found = zip(*sorted(points), strict=True)
+            if groups:
+                shift = 0.1 * (n - (len(lines) - 1) / 2)
+                where = tuple(values.index(x) + shift for x in where)
+            axis.errorbar(
+                where, [f.value for f in found], yerr=_errors(found), marker="o", markersize=4,
+                capsize=2, label=name, linestyle="--" if name.endswith("left only") else "-",
+            )  # fmt: skip
+        axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
+        axis.set_xticks(range(len(values)) if groups else values, [f"{x:g}" for x in values])
+        if groups:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path
+
+
+def _errors(found: Sequence[Figure]) -> list[list[float]]:
+    return [[f.value - f.low for f in found], [f.high - f.value for f in found]]
+
+
+def _pyplot() -> Any:
+    import matplotlib  # slow, and not needed for a table
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

