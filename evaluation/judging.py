@@ -8,7 +8,7 @@ import numpy as np
 from rouge_score import rouge_scorer
 
 from .figures import Figure
-from .repetition import _ids, sentences
+from .repetition import _ids, prompt_lengths, sentences
 from .views import Row, token_losses
 
 REFERENCE = "reference"
@@ -43,6 +43,16 @@ def checked(stories: Sequence[Sequence[str]], gaps: Sequence[int]) -> list[Gap]:
                 "and the number of one of them"
             )
     return list(zip(stories, gaps, strict=True))
+
+
+def token_counts(tokenizer, pairs: Sequence[Gap]) -> list[int]:
+    """Of each missing sentence its tokens, as they stand in the whole text."""
+    texts = [" ".join(story) for story, _ in pairs]
+    begins, ends = (
+        prompt_lengths(texts, tokenizer, [len(" ".join(story[: gap - n])) for story, gap in pairs])
+        for n in (1, 0)
+    )
+    return [end - begin for begin, end in zip(begins, ends, strict=True)]
 
 
 def judge_infillings(

@@ -30,8 +30,8 @@ from tqdm.auto import tqdm
 
 from .figures import Figure, table
 from .inputs import add_model_arguments, load_model, read_stories
-from .judging import JUDGEMENTS, REFERENCE, Gap, checked, judge_infillings, parts_of
-from .repetition import _ids, continuations, prompt_lengths, sentences
+from .judging import JUDGEMENTS, REFERENCE, Gap, checked, judge_infillings, parts_of, token_counts
+from .repetition import _ids, continuations, sentences
 
 LINE_BY_LINE = (
     "You have a five-sentence story with some missing text.\n"
@@ -168,10 +168,7 @@ def _first_sentence(text: str, method: str) -> str:
 def _fill_gaps(model, pairs: list[Gap], batch_size: int, progress: bool) -> list[str]:
     texts = [" ".join(story) for story, _ in pairs]
     parts = [parts_of(*pair) for pair in pairs]
-    begins = prompt_lengths(texts, model.tokenizer, [len(part.left) for part in parts])
-    ends = [len(" ".join(story[:gap])) for story, gap in pairs]
-    ends = prompt_lengths(texts, model.tokenizer, ends)
-    sizes = [end - begin for begin, end in zip(begins, ends, strict=True)]  # of what is missing
+    sizes = token_counts(model.tokenizer, pairs)
     settings = model.magnet_settings
     ends_of_text = _ids(model.generation_config.eos_token_id) | {settings.end_token_id}
     ends_of_text |= _ids(settings.start_token_id)

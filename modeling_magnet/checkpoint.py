@@ -1,10 +1,12 @@
 """Loading, the tokenizer, and the folder that `save_pretrained` writes."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,31 @@ class CheckpointMixin(CausalLM):
             model.hf_quantizer = None
             model.config.__dict__.pop("quantization_config", None)
         return loaded
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base model for a while: inside, `generate` writes what the base does, bit for bit.
+
+        For a model with a LoRA adapter that was loaded from the adapter's folder, so is not merged. A
+        `PeftModel` has `disable_adapter()` for the same.
+
+        Raises:
+            ValueError: there is no adapter, because it was merged into the weights or never was.
+
+        Example:
+            >>> with model.without_adapter():
+            ...     base_output = model.generate(**inputs, max_new_tokens=20)
+        """
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                f"this {type(self).__name__} has no adapter to switch off: load the adapter's folder, "
+                "not the merged model (a PeftModel has disable_adapter())"
+            )
+        self.disable_adapters()
+        try:
+            yield
+        finally:
+            self.enable_adapters()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -1,0 +1,219 @@
+"""How infilling finds a length that nobody gives: ways to do it, compared on one missing sentence of five.
+
+    python -m evaluation.lengths --model FOLDER --roc dev.tsv --text wiki.parquet --limit 50 --judge BASE \\
+        --encoder sentence-transformers/all-MiniLM-L6-v2 --output lengths.json
+
+- `known`: the gap is as long as what is missing (the paper's setting). What the others are compared with.
+- `ranked`: gaps of several lengths, each filled to its end; the one behind which the suffix reads on best.
+- `ends`: one long gap, in which the model ends where it sees fit (`training`'s `end_of_span_fraction`).
+- `ranked ends`: several gaps, each ended where the model sees fit, ranked.
+
+All are greedy calls of `model.infill`. Of text five consecutive sentences of a paragraph are used.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from training.sources import read_rows
+
+from .figures import Figure, table
+from .inputs import add_model_arguments, load_model, read_stories
+from .judging import REFERENCE, Gap, checked, judge_infillings, parts_of, token_counts
+from .repetition import sentences
+from .views import Row, token_losses
+
+METHODS = ("known", "ranked", "ends", "ranked ends")
+LONGEST = 64
+"""Positions of the gap of `ends`; the longest of those that `infill` ranks."""
+
+SEAM = 16
+"""Suffix tokens over which the seam is read."""
+
+GREEDY = {
+    "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+
+
+def passages(texts: Sequence[str]) -> list[list[str]]:
+    """The first five sentences of each text that has five.
+
+    Example:
+        >>> passages(["A b. C d. E f. G h. I j. K l."])
+        [['A b.', 'C d.', 'E f.', 'G h.', 'I j.']]
+    """
+    found = [sentences(text)[:5] for text in texts]
+    return [five for five in found if len(five) == 5]
+
+
+def write(
+    model, pairs: Sequence[Gap], method: str, batch_size: int = 4, progress: bool = True
+) -> list[str]:
+    """The missing sentences as a method writes them, without white space around them.
+
+    Args:
+        model: a MAGNET model.
+        pairs: five sentences each, and the number of the missing one.
+        method: one of `METHODS`.
+        batch_size: texts decoded together; `infill` makes several rows of one where it ranks.
+        progress: show a bar.
+    """
+    parts = [parts_of(*pair) for pair in pairs]
+    sizes = token_counts(model.tokenizer, pairs)
+    end = model.magnet_settings.end_token_id
+    arguments = GREEDY | ({"suppress_tokens": [end]} if method in ("known", "ranked") else {})
+    written = [""] * len(pairs)
+    order = sorted(range(len(pairs)), key=lambda i: len(parts[i].left) + len(parts[i].right))
+    steps = range(0, len(order), batch_size)
+    for first in tqdm(steps, desc=method, disable=not progress):
+        batch = order[first : first + batch_size]
+        length = {"known": [sizes[i] for i in batch], "ends": LONGEST}.get(method)
+        spans = model.infill(
+            [parts[i].left for i in batch],
+            [f" {parts[i].right}".rstrip() for i in batch],
+            span_length=length,
+            **arguments,
+        )
+        for i, span in zip(batch, spans, strict=True):
+            written[i] = span.strip()
+    return written
+
+
+def compare(
+    model,
+    stories: Sequence[Sequence[str]],
+    gaps: Sequence[int],
+    methods: Sequence[str] = METHODS,
+    judge_model=None,
+    judge_encoder=None,
+    batch_size: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[dict[str, dict[str, Figure]], dict[str, list[str]]]:
+    """Write what is missing by each method, and judge it.
+
+    Args:
+        model: a MAGNET model.
+        stories: each of five sentences.
+        gaps: the number of the missing one of each, 2 to 4.
+        methods: some of `METHODS`.
+        judge_model: a language model that reads stories and seams; None: `model`.
+        judge_encoder: as in `judge_infillings`.
+        batch_size: texts at a time.
+        seed: of the bootstrap.
+        progress: show bars.
+
+    Returns:
+        By method its figures: those of `judge_infillings`, and `length error` (tokens, absolute, a
+        mean), `seam perplexity` (of the suffix's first tokens behind what was written) and `seconds`
+        a text; `reference` is the sentence that is missing. And by method what was written.
+    """
+    pairs = checked(stories, gaps)
+    judge = model if judge_model is None else judge_model
+    written: dict[str, list[str]] = {}
+    seconds: dict[str, float] = {}
+    for method in methods:
+        began = time.monotonic()
+        written[method] = write(model, pairs, method, batch_size, progress)
+        seconds[method] = (time.monotonic() - began) / len(pairs)
+    judged = judge_infillings(
+        written, stories, gaps, judge, judge_encoder, (), batch_size, seed, progress
+    )
+    missing = [parts_of(*pair).missing for pair in pairs]
+    figures: dict[str, dict[str, Figure]] = {}
+    for method, texts in {**written, REFERENCE: missing}.items():
+        found = {
+            name.partition(", ")[2]: figure
+            for name, figure in judged.items()
+            if name.partition(", ")[0] == method
+        }
+        sizes = [
+            [len(ids) for ids in model.tokenizer(column, add_special_tokens=False)["input_ids"]]
+            for column in (texts, missing)
+        ]
+        errors = [abs(wrote - lacked) for wrote, lacked in zip(*sizes, strict=True)]
+        found["length error"] = Figure.of_ratio(errors, seed=seed)
+        found["seam perplexity"] = _seams(judge, pairs, texts, batch_size, seed)
+        if method in seconds:
+            value = seconds[method]
+            found["seconds"] = Figure(value, value, value, len(pairs))
+        figures[method] = found
+    return figures, written
+
+
+def _seams(judge, pairs, texts: Sequence[str], batch_size: int, seed: int) -> Figure:
+    """Perplexity of the suffix's first tokens behind the prefix and what was written."""
+    start = judge.magnet_settings.start_token_id
+    rows = []
+    for pair, text in zip(pairs, texts, strict=True):
+        left, _, right = parts_of(*pair)
+        before, behind = (
+            judge.tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (" ".join(filter(None, [left, text])), f" {right}")
+        )
+        ids = ([] if start is None else [start]) + before
+        behind = behind[:SEAM]
+        rows.append(Row(ids + behind, None, list(range(len(ids), len(ids) + len(behind)))))
+    losses = token_losses(judge, rows, batch_size)
+    sums, counts = [part.sum() for part in losses], [len(part) for part in losses]
+    return Figure.of_ratio(sums, counts, seed).mapped(np.exp)
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """Print a table a body of text, and store it with all that was written."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--roc", help="TSV with the columns sentence1 to sentence5")
+    parser.add_argument("--text", help="paragraphs: .txt, .jsonl or .parquet with `text`")
+    parser.add_argument("--limit", type=int, default=50, help="texts of each")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--judge", help="language model that reads the result, if not --model")
+    parser.add_argument("--encoder", help="sentence-transformers model that judges similarity")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args(command_line)
+    if not options.roc and not options.text:
+        parser.error("nothing to infill: give --roc, --text or both")
+    bodies = {"ROC Stories": read_stories(options.roc)} if options.roc else {}
+    if options.text:
+        rows = read_rows([options.text], ("text",), counts=Counter())
+        bodies["text"] = passages([row["text"] for row in rows])
+    model, encoder = load_model(options.model, options.start_token), None
+    judge = load_model(options.judge, options.start_token) if options.judge else None
+    if options.encoder:
+        from sentence_transformers import SentenceTransformer  # slow, and needed here alone
+
+        encoder = SentenceTransformer(options.encoder)
+    content = {}
+    for name, stories in bodies.items():
+        generator = np.random.default_rng(options.seed)
+        chosen = [stories[i] for i in generator.permutation(len(stories))[: options.limit]]
+        gaps = generator.integers(2, 5, size=len(chosen)).tolist()
+        figures, written = compare(
+            model, chosen, gaps, options.methods, judge, encoder, options.batch_size, options.seed
+        )
+        print(f"\n{name}\n\n{table(figures)}")
+        content[name] = {
+            "figures": {
+                method: {label: figure._asdict() for label, figure in found.items()}
+                for method, found in figures.items()
+            },
+            "texts": [
+                dict(zip(("left", "reference", "right"), parts_of(*pair), strict=True))
+                | {"infillings": {method: texts[n] for method, texts in written.items()}}
+                for n, pair in enumerate(zip(chosen, gaps, strict=True))
+            ],
+        }
+    if options.output:
+        aside = options.output.with_name(options.output.name + ".partial")
+        aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        aside.replace(options.output)
+
+
+if __name__ == "__main__":
+    main()

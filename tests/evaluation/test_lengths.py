@@ -1,0 +1,90 @@
+"""Ways to find a length that nobody gives: what each asks of `infill`, and how it is judged."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny import SENTENCES, make_model
+
+from evaluation import lengths
+from evaluation.inputs import STORY_COLUMNS
+from evaluation.lengths import METHODS, compare, passages, write
+
+STORIES = [SENTENCES, [*SENTENCES[1:], "She bought paper."]]
+GAPS = [2, 4]
+PAIRS = list(zip(STORIES, GAPS))
+
+
+@pytest.fixture
+def model():
+    return make_model(max_position_embeddings=2048)
+
+
+def test_what_each_method_asks_for(model, monkeypatch):
+    asked = {}
+    infill = model.infill
+
+    def spy(prefixes, suffixes, span_length=None, **arguments):
+        asked[method] = (span_length, "suppress_tokens" in arguments)
+        return infill(prefixes, suffixes, span_length=span_length, **arguments)
+
+    monkeypatch.setattr(model, "infill", spy)
+    written = {}
+    for method in METHODS:
+        written[method] = write(model, PAIRS, method, progress=False)
+        assert [len(texts) for texts in written.values()] == [2] * len(written)
+    missing = [story[gap - 1] for story, gap in PAIRS]
+    sizes = [len(model.tokenizer(f" {text}")["input_ids"]) for text in missing]
+    assert sorted(asked["known"][0]) == sorted(sizes) and asked["known"][1]
+    assert asked["ends"] == (64, False)
+    assert asked["ranked"] == (None, True) and asked["ranked ends"] == (None, False)
+    alone = [write(model, [pair], "ends", progress=False)[0] for pair in PAIRS]
+    assert written["ends"] == alone  # in a batch as one at a time
+
+
+def test_length_error_and_seam_by_hand(model):
+    figures, written = compare(model, STORIES, GAPS, ["known"], progress=False)
+    assert set(figures) == {"known", "reference"}
+    sizes = [
+        (len(model.tokenizer(text)["input_ids"]), len(model.tokenizer(story[gap - 1])["input_ids"]))
+        for text, (story, gap) in zip(written["known"], PAIRS)
+    ]
+    errors = [abs(a - b) for a, b in sizes]
+    assert figures["known"]["length error"].value == pytest.approx(sum(errors) / 2)
+    assert figures["reference"]["length error"].value == 0
+    assert figures["known"]["seconds"].value > 0 and "seconds" not in figures["reference"]
+    losses = []
+    for story, gap in PAIRS:
+        before = model.tokenizer(" ".join(story[:gap]))["input_ids"]
+        behind = model.tokenizer(" " + " ".join(story[gap:]))["input_ids"][:16]
+        ids = torch.tensor([[0, *before, *behind]])
+        with torch.no_grad():
+            scores = model(input_ids=ids).logits[0].log_softmax(-1)
+        first = ids.shape[1] - len(behind)
+        losses += [-scores[t - 1, ids[0, t]].item() for t in range(first, ids.shape[1])]
+    expected = math.exp(sum(losses) / len(losses))
+    assert figures["reference"]["seam perplexity"].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_passages_are_five_sentences():
+    assert passages(["One. Two. Three. Four.", " ".join(SENTENCES * 2)]) == [SENTENCES]
+
+
+def test_command(tmp_path, capsys):
+    make_model(max_position_embeddings=2048).save_pretrained(tmp_path / "model")
+    roc, text = tmp_path / "dev.tsv", tmp_path / "text.jsonl"
+    roc.write_text("\n".join("\t".join(row) for row in [STORY_COLUMNS, *STORIES]) + "\n")
+    text.write_text("".join(json.dumps({"text": " ".join(story)}) + "\n" for story in STORIES))
+    output = tmp_path / "lengths.json"
+    lengths.main(
+        ["--model", str(tmp_path / "model"), "--roc", str(roc), "--text", str(text), "--limit", "1",
+         "--methods", "known", "ends", "--output", str(output)]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "ROC Stories" in printed and "| length error |" in printed
+    found = json.loads(output.read_text())
+    assert list(found) == ["ROC Stories", "text"]
+    (text_found,) = found["text"]["texts"]
+    assert set(text_found["infillings"]) == {"known", "ends"}
+    assert found["text"]["figures"]["reference"]["length error"]["value"] == 0
