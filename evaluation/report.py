@@ -13,7 +13,10 @@ Columns = dict[str, dict[str, Figure]]
 
 
 def write_report(
-    output: Path, records: Sequence[dict[str, Any]], failures: Sequence[dict[str, str]]
+    output: Path,
+    records: Sequence[dict[str, Any]],
+    failures: Sequence[dict[str, str]],
+    base: str | None = None,
 ) -> str:
     """Write `report.md` and the plots that there are figures for.
 
@@ -21,6 +24,7 @@ def write_report(
         output: folder.
         records: of `evaluation.run`, the measured model's first.
         failures: tasks that failed, with their errors.
+        base: the model whose perplexities the others' are also divided by, if there is one.
 
     Returns:
         The report.
@@ -29,10 +33,10 @@ def write_report(
     for name, task in TASKS.items():
         if columns := columns_of(records, name):
             parts.append(f"## {name}\n\n{task.shows}.\n\n{_tables(name, columns)}")
-            if name == "infilling" and (ratios := _ratios(records)):
+            if name == "infilling" and base and (ratios := _ratios(records, base)):
                 parts.append(
-                    "The same perplexities over those of the first baseline that generates, span by "
-                    f"span:\n\n{table(ratios, digits=3)}"
+                    f"The same perplexities over those of {short(base)}, span by span:\n\n"
+                    + table(ratios, digits=3)
                 )
     if records:
         parts.append(f"## Time\n\n{_times(records)}")
@@ -82,16 +86,15 @@ def _head(records: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _ratios(records: Sequence[dict[str, Any]]) -> Columns:
+def _ratios(records: Sequence[dict[str, Any]], base: str) -> Columns:
     """Both sides and left only, of each model, over left only and prompted of the base."""
     found = {r["model"]: r["details"] for r in records if r["task"] == "infilling"}
-    if len(found) < 2:
+    if base not in found or len(found) < 2:
         return {}
-    base = found[list(found)[1]]
     return {
         short(spec): {
-            f"{text}, {spoken(view)} / {spoken(than)} of the baseline": perplexity_ratio(
-                losses, view, base[text], than
+            f"{text}, {spoken(view)} / {spoken(than)} of the base": perplexity_ratio(
+                losses, view, found[base][text], than
             )
             for text, losses in details.items()
             for than in ("left_only", "prompted")

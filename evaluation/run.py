@@ -111,9 +111,8 @@ class Plan:
         self.specs = list(dict.fromkeys([options.model, *options.baselines]))
         self.tasks = {name: TASKS[name] for name in options.tasks}
         self.sources = check_data(options)
-        self.judge = options.judge or next(
-            (spec for spec in self.specs[1:] if resolve(spec).generates), None
-        )
+        self.base = next((spec for spec in self.specs[1:] if resolve(spec).generates), None)
+        self.judge = options.judge or self.base
         extra = (self.judge, options.judge_encoder) if "prompting" in self.tasks else ()
         for spec in {*self.specs, *filter(None, extra)}:
             self._check_model(spec)
@@ -255,7 +254,7 @@ def main(command_line: list[str] | None = None) -> int:
         return 2
     records, failures = run(plan)
     write_json(options.output / "results.json", {"results": records, "failures": failures})
-    print(write_report(options.output, records, failures))
+    print(write_report(options.output, records, failures, plan.base))
     return 1 if failures else 0
 
 
