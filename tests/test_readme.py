@@ -67,6 +67,9 @@ def test_every_command_exists(command, monkeypatch):
         words = ["python", *words[words.index("-m") :]]
     if words[0] == "make":
         subprocess.run(["make", "-n", *words[1:]], check=True, capture_output=True)
+    elif words[:3] == ["pip", "install", "-e"]:
+        extra = words[3].removeprefix(".[").removesuffix("]")
+        assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     elif words[:3] == ["python", "-m", "training.train"]:
         model, data, _ = parse([*words[3:], "--use_cpu"])
         assert model.model and data.text
