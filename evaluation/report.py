@@ -175,6 +175,7 @@ def draw_bars(path: Path, columns: Columns, label: str) -> Path:
             label=model,
         )
     axis.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axis.set_xlim(-0.5, len(names) - 0.5)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_ylabel(label)
     axis.grid(axis="y", alpha=0.3)
@@ -208,6 +209,7 @@ def draw_lines(
     )
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         values = sorted({x for points in lines.values() for x, _ in points})
+        models = list(dict.fromkeys(map(_model_of, lines)))  # a colour each
         for n, (name, points) in enumerate(lines.items()):
             where, found = zip(*sorted(points), strict=True)
             if groups:
@@ -215,7 +217,8 @@ def draw_lines(
                 where = tuple(values.index(x) + shift for x in where)
             axis.errorbar(
                 where, [f.value for f in found], yerr=_errors(found), marker="o", markersize=4,
-                capsize=2, label=name, linestyle="--" if name.endswith("left only") else "-",
+                capsize=2, label=name, color=f"C{models.index(_model_of(name))}",
+                linestyle="--" if name.endswith("left only") else "-",
             )  # fmt: skip
         axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
         axis.set_xticks(range(len(values)) if groups else values, [f"{x:g}" for x in values])
@@ -229,6 +232,10 @@ def draw_lines(
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return path
+
+
+def _model_of(line: str) -> str:
+    return line.removesuffix(", left only").removesuffix(", both sides")
 
 
 def _errors(found: Sequence[Figure]) -> list[list[float]]:
