@@ -164,7 +164,7 @@ def encode(
         column, keep_text,
     )  # fmt: skip
     how.check(kind)
-    check_inputs(inputs)
+    check_inputs(inputs, output)
     encoder = vectors.Encoder(load_model(model, device, dtype), how)
     if single or output == STANDARD_INPUT:
         path = Path(output) if single else None
@@ -173,8 +173,8 @@ def encode(
         folder = vectors.encode_to_shards(encoder, inputs, Path(output), kind, shard_size)
         done, skipped = folder.rows, folder.skipped
     if encoder.cut:
-        typer.echo(f"{encoder.cut} texts were cut to {encoder.limit} tokens", err=True)
-    typer.echo(f"{done} rows encoded", err=True)
+        typer.echo(f"texts cut to {encoder.limit} tokens: {encoder.cut}", err=True)
+    typer.echo(f"rows encoded: {done}", err=True)
     _end(done, skipped, strict)
 
 
@@ -234,7 +234,7 @@ def infill(
     if input is not None:
         if stream:
             raise ValueError("--stream shows one text: give --prefix and --suffix, or --text")
-        check_inputs([input])
+        check_inputs([input], output)
     gap = texts.gap_of(record, blank, span_length) if record else None
     loaded = load_model(model, device, dtype)
     arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
@@ -301,7 +301,7 @@ def generate(
     if input is not None:
         if stream:
             raise ValueError("--stream shows one text: give a PROMPT")
-        check_inputs([input])
+        check_inputs([input], output)
     if stream is None:
         lines = input is not None or samples > 1 or output != STANDARD_INPUT
         stream = not lines and sys.stdout.isatty()
@@ -354,7 +354,7 @@ def _lines(output: str) -> Iterator[BinaryIO]:
 
 def _end(done: int, skipped: Skipped, strict: bool) -> None:
     if skipped.count:
-        typer.echo(f"{skipped.count} rows were skipped", err=True)
+        typer.echo(f"rows skipped: {skipped.count}", err=True)
     if skipped.count and not done:
         raise ValueError("not one row could be used")
     if skipped.count and strict:

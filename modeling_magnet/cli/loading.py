@@ -43,12 +43,15 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetL
         if base is None and not place.startswith(PYPI):
             _check_type(place)
         arguments = {} if dtype == "auto" else {"dtype": dtype}
-        model, info = MagnetLlamaForCausalLM.from_pretrained(
-            place, output_loading_info=True, **arguments
-        )
-        if base is not None and not any((Path(place) / name).exists() for name in HAS_TOKENIZER):
-            model.tokenizer = AutoTokenizer.from_pretrained(base)
-    missing = sorted(info["missing_keys"])
+        if base is None:
+            model, info = MagnetLlamaForCausalLM.from_pretrained(
+                place, output_loading_info=True, **arguments
+            )
+            missing = sorted(info["missing_keys"])
+        else:  # where older versions of transformers have no loading info
+            model, missing = MagnetLlamaForCausalLM.from_pretrained(place, **arguments), []
+            if not any((Path(place) / name).exists() for name in HAS_TOKENIZER):
+                model.tokenizer = AutoTokenizer.from_pretrained(base)
     if missing:
         raise ValueError(
             f"{place} lacks {len(missing)} of the model's weights ({missing[0]}, ...): it is no "
@@ -81,7 +84,8 @@ def describe(model: MagnetLlamaForCausalLM, place: str) -> dict[str, Any]:
         "adapter": f"{adapter.peft_type.value} of rank {adapter.r}" if adapter else None,
         "adapter_parameters": lora,
         "base": adapter.base_model_name_or_path if adapter else None,
-        "weights": "base and adapter" if adapter else "merged" if adapted else "not adapted",
+        "weights": "base and adapter" if adapter else "one set (an adapter would be merged)",
+        "settings": "the checkpoint's own" if adapted else "defaults: the checkpoint has none",
         "start_token": token(settings.start_token_id),
         "start_in_encode": settings.start_in_encode,
         "end_token": token(settings.end_token_id),

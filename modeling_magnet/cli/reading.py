@@ -40,14 +40,16 @@ class Row:
     fault: str | None = None
 
 
-def check_inputs(inputs: Sequence[str]) -> None:
-    """Find out what is wrong with the inputs' names before a model is loaded.
+def check_inputs(inputs: Sequence[str], output: str) -> None:
+    """Find out what is wrong with the names before a model is loaded.
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: it is of another kind, or standard input is named twice.
+        ValueError: it is of another kind or the output too, or standard input is named twice.
     """
     for name in inputs:
+        if name != STANDARD_INPUT and Path(name).resolve() == Path(output).resolve():
+            raise ValueError(f"{name} is input and output: give another output")
         if name != STANDARD_INPUT and not Path(name).exists():
             raise FileNotFoundError(f"{name} is not there: {GIVE}")
         if name != STANDARD_INPUT and (Path(name).is_dir() or Path(name).suffix not in READERS):

@@ -23,7 +23,7 @@ def test_every_format_holds_what_encode_returns(magnet, folder, model, texts, tm
     expected = model.encode(SENTENCES)
     for name in ("v.npy", "v.parquet", "v.jsonl"):
         result = magnet("encode", folder, texts, "-o", tmp_path / name)
-        assert "5 rows encoded" in result.stderr and result.stdout == ""
+        assert "rows encoded: 5" in result.stderr and result.stdout == ""
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
     table = pq.read_table(tmp_path / "v.parquet")
     assert table.column_names == ["index", "vector"]
@@ -121,7 +121,7 @@ def test_a_corrupt_line_is_reported_by_its_number_and_the_rest_is_done(
             f"rows.jsonl, line {line} is skipped: " in shown and reason in shown
             for shown in result.stderr.splitlines()
         )
-    assert "6 rows were skipped" in result.stderr
+    assert "rows skipped: 6" in result.stderr
     rows = read_jsonl(tmp_path / "v.jsonl")
     assert [row["index"] for row in rows] == [0, 7, 8, 9, 10]
     assert [row["text"] for row in rows] == SENTENCES
@@ -138,7 +138,7 @@ def test_a_corrupt_line_is_reported_by_its_number_and_the_rest_is_done(
 def test_a_thousand_corrupt_lines_do_not_flood_the_terminal(magnet, folder, tmp_path):
     (tmp_path / "a.jsonl").write_text("no\n" * 1000 + '{"text": "a"}\n')
     result = magnet("encode", folder, tmp_path / "a.jsonl", "-o", tmp_path / "v.npy")
-    assert len(result.stderr.splitlines()) < 110 and "1000 rows were skipped" in result.stderr
+    assert len(result.stderr.splitlines()) < 110 and "rows skipped: 1000" in result.stderr
     assert len(read_jsonl(tmp_path / "v.npy.skipped.jsonl")) == 1000
 
 
@@ -162,7 +162,7 @@ def test_a_text_that_is_too_long(magnet, folder, model, tmp_path):
     assert "the limit is 254: shorten it, or cut all by --truncation" in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not out.exists()
     result = magnet("encode", folder, source, "-o", out, "--truncation")
-    assert "1 texts were cut to 254 tokens" in result.stderr
+    assert "texts cut to 254 tokens: 1" in result.stderr
     with pytest.warns(UserWarning):
         expected = model.encode("long " * 300, truncation=True)
     np.testing.assert_allclose(np.load(out)[40], expected, atol=1e-6)
@@ -240,6 +240,10 @@ def test_inputs_that_are_none(magnet, folder, texts, tmp_path):
         inputs = [f"{tmp_path}/{name}" for name in names]
         result = magnet("encode", folder, *inputs, "-o", tmp_path / "v.npy", code=2)
         assert message in result.stderr
+    for command in (["encode", folder, texts], ["infill", folder, "--input", texts]):
+        result = magnet(*command, "-o", texts, code=2)
+        assert "texts.txt is input and output: give another output" in result.stderr
+    assert texts.read_text(encoding="utf-8").splitlines() == SENTENCES
     assert "named twice" in magnet("encode", folder, "-", "-", code=2).stderr
     assert "Missing argument" in magnet("encode", folder, code=2).stderr
 

@@ -29,7 +29,7 @@ def test_one_prefix_and_suffix(magnet, folder, model):
     assert row["middle"] == model.infill(PREFIX, "", max_new_tokens=4)
 
 
-def test_marked_blanks(magnet, folder, model):
+def test_marked_blanks(magnet, folder, model, tmp_path):
     parts = ["A cat", " on the", " near the door."]
     middles = model.infill_blanks(parts, span_length=2)
     whole = parts[0] + middles[0] + parts[1] + middles[1] + parts[2]
@@ -37,6 +37,12 @@ def test_marked_blanks(magnet, folder, model):
         options = ["--text", blank.join(parts), "--blank", blank, "--span-length", 2]
         (row,) = parsed(magnet("infill", folder, *options))
         assert row == {"index": 0, "middles": middles, "text": whole}
+    content = whole + "\n" + "___".join(parts) + "\n"
+    (tmp_path / "blanks.txt").write_text(content, encoding="utf-8")
+    source = ["--input", tmp_path / "blanks.txt", "--span-length", 2]
+    result = magnet("infill", folder, *source)
+    assert parsed(result) == [{"index": 1, "middles": middles, "text": whole}]
+    assert "blanks.txt, line 1 is skipped: no ___ in the text" in result.stderr
 
 
 def test_records_of_all_kinds_together_a_bad_one_is_reported(magnet, folder, model, tmp_path):
@@ -77,7 +83,7 @@ def test_records_of_all_kinds_together_a_bad_one_is_reported(magnet, folder, mod
             f"gaps.jsonl, line {line} is skipped" in shown and reason in shown
             for shown in result.stderr.splitlines()
         ), result.stderr
-    assert "7 rows were skipped" in result.stderr
+    assert "rows skipped: 7" in result.stderr
     magnet("infill", folder, "--input", source, "--span-length", 4, "--strict", code=3)
     piped = magnet("infill", folder, "--input", "-", "--span-length", 4, stdin=source.read_bytes())
     assert parsed(piped) == rows

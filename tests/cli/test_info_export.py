@@ -38,7 +38,8 @@ def test_info_says_what_a_model_is(magnet, folder, model):
         "architecture         MagnetLlamaForCausalLM",
         "dtype                float32",
         "adapter              none",
-        "weights              merged",
+        "weights              one set (an adapter would be merged)",
+        "settings             the checkpoint's own",
         "start token          <s> (0)",
         "end token            </s> (1)",
         "pooling              end",
@@ -59,7 +60,7 @@ def test_info_on_an_adapter_and_on_a_plain_folder(magnet, folder, model, adapter
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     magnet("export", folder, tmp_path / "plain", "--to", "plain")
     found = json.loads(magnet("info", tmp_path / "plain", "--json").stdout)
-    assert found["weights"] == "not adapted"
+    assert found["settings"] == "defaults: the checkpoint has none"
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -197,7 +198,9 @@ def test_debug_shows_where(magnet, folder):
     assert isinstance(result.exception, FileNotFoundError)
 
 
-def test_the_package_alone_does_not_import_the_command():
+def test_the_model_stands_without_the_command(folder):
+    """The package does not import it, and saved folders do not carry it."""
+    assert not {"app.py", "cli"} & {path.name for path in folder.iterdir()}
     code = (
         "import sys, modeling_magnet; sys.exit(any('magnet.cli' in name for name in sys.modules))"
     )

@@ -77,7 +77,7 @@ def test_shards_hold_the_rows_in_order(magnet, folder, model, many, tmp_path, fo
     out = tmp_path / "out"
     options = ["--shard-size", 20, "--format", format]
     result = magnet("encode", folder, many, "-o", out, *options)
-    assert "59 rows encoded" in result.stderr and "3 rows were skipped" in result.stderr
+    assert "rows encoded: 59" in result.stderr and "rows skipped: 3" in result.stderr
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["complete"] and manifest["rows"] == 59 and manifest["skipped"] == 3
     assert [shard["rows"] for shard in manifest["shards"]] == [20, 20, 19]
@@ -237,7 +237,8 @@ def test_folders_that_are_none(magnet, folder, texts, tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("mine")
     result = magnet("encode", folder, texts, "-o", tmp_path / "full", code=2)
     assert "holds files but no manifest.json: give a new folder" in result.stderr
-    result = magnet("encode", folder, texts, "-o", texts, code=2)
+    (tmp_path / "file").write_text("mine")
+    result = magnet("encode", folder, texts, "-o", tmp_path / "file", code=2)
     assert "is a file without an ending that is known" in result.stderr
     result = magnet("encode", folder, texts, "-o", tmp_path / "new", "--format", "csv", code=2)
     assert "--format is 'csv': give one of npy, parquet, jsonl" in result.stderr
