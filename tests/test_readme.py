@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 
 from modeling_magnet import MagnetMixin
+from modeling_magnet.cli import app
 from modeling_magnet.encoding import EncodingMixin
 from modeling_magnet.infilling import InfillingMixin
 from training.train import parse
@@ -70,6 +72,11 @@ def test_every_command_exists(command, monkeypatch):
     elif words[:3] == ["pip", "install", "-e"]:
         extra = words[3].removeprefix(".[").removesuffix("]")
         assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    elif words[0] == "magnet":
+        group = get_command(app)
+        with group.make_context("magnet", words[1:]) as context:
+            name, subcommand, rest = group.resolve_command(context, words[1:])
+            subcommand.make_context(name, rest, parent=context)  # parses, and runs nothing
     elif words[:3] == ["python", "-m", "training.train"]:
         model, data, _ = parse([*words[3:], "--use_cpu"])
         assert model.model and data.text

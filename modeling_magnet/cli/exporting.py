@@ -1,0 +1,162 @@
+"""`magnet export`: copies of a model that other tools open without MAGNET's code."""
+
+import copy
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers.processors import TemplateProcessing
+
+CODE_KEYS = ("auto_map", "magnet")
+"""What a config says to MAGNET's code alone."""
+
+
+def export(model: Any, to: str, folder: Path) -> None:
+    """Write a copy, whole or not at all.
+
+    Args:
+        model: of `load_model`. An adapter is merged into its weights.
+        to: a key of `EXPORTS`.
+        folder: a new one.
+
+    Raises:
+        ValueError: `to` is no such key, or the adapter holds more than can be merged.
+        FileExistsError: the folder holds something.
+    """
+    check_export(to, folder)
+    merge_adapter(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        EXPORTS[to](model, aside)
+        if folder.exists():
+            folder.rmdir()
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_export(to: str, folder: Path) -> None:
+    """Refuse, before a model is loaded, what `export` refuses."""
+    if to not in EXPORTS:
+        raise ValueError(f"--to is {to!r}: give one of {', '.join(EXPORTS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there and not empty: give a new folder")
+
+
+def merge_adapter(model: Any) -> None:
+    """Add an adapter's weights to those of its base, and take it away.
+
+    Raises:
+        ValueError: it holds whole modules beside low-rank weights.
+    """
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            raise ValueError(f"the adapter replaces the whole of {name}, which is not merged here")
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            model.set_submodule(name, module.get_base_layer())
+    model._hf_peft_config_loaded = False
+    del model.peft_config
+
+
+def export_plain(model: Any, folder: Path) -> None:
+    """The model as its stock class: generates anywhere, with no word of MAGNET."""
+    _save_as(getattr(transformers, model._base_class_name()), model, folder)
+    model.generation_config.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+
+
+def export_encoder(model: Any, folder: Path) -> None:
+    """The decoder without its head and causal mask: encodes, and cannot generate.
+
+    The tokenizer adds the start and the end token, so that what stock transformers reads is what
+    `encode` reads. sentence-transformers opens the folder where it can pool as the checkpoint says.
+    """
+    decoder, settings = model.base_model, model.magnet_settings
+    _save_as(type(decoder), decoder, folder, is_causal=False)
+    model.tokenizer.save_pretrained(folder)
+    _frame_by_special_tokens(model, folder)
+    starts = settings.start_in_encode and settings.start_token_id is not None
+    if settings.pooling == "end" or not starts:  # its mean would take in the start token
+        _write_sentence_transformers_files(model, folder)
+
+
+EXPORTS: dict[str, Callable[[Any, Path], None]] = {"plain": export_plain, "encoder": export_encoder}
+"""What `--to` can name."""
+
+
+def _save_as(stock_class: Any, source: Any, folder: Path, **changes: Any) -> None:
+    """Save a model's weights as those of a stock class, with changes to its config.
+
+    The model itself would also save what loading it did, such as an adapter's names of weights.
+    """
+    with torch.device("meta"):
+        stock = stock_class(copy.deepcopy(source.config))
+    stock.load_state_dict(source.state_dict(), assign=True)
+    stock.tie_weights()
+    stock.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    config = {name: value for name, value in config.items() if name not in CODE_KEYS}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _frame_by_special_tokens(model: Any, folder: Path) -> None:
+    """Make the saved tokenizer put the start token before and the end token behind a text."""
+    settings = model.magnet_settings
+    ids = [settings.end_token_id]
+    template = "$A {end}"
+    names = {"end": model.tokenizer.convert_ids_to_tokens(settings.end_token_id)}
+    if settings.start_in_encode and settings.start_token_id is not None:
+        ids.append(settings.start_token_id)
+        template = "{start} $A {end}"
+        names["start"] = model.tokenizer.convert_ids_to_tokens(settings.start_token_id)
+    processor = TemplateProcessing(
+        single=template.format(**names),
+        special_tokens=[(model.tokenizer.convert_ids_to_tokens(i), i) for i in dict.fromkeys(ids)],
+    )
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"] = json.loads(processor.__getstate__())
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_sentence_transformers_files(model: Any, folder: Path) -> None:
+    settings = model.magnet_settings
+    types = {"": "Transformer", "1_Pooling": "Pooling"}
+    mode = "pooling_mode_lasttoken" if settings.pooling == "end" else "pooling_mode_mean_tokens"
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for i, (path, name) in enumerate(types.items())
+        ],
+        "sentence_bert_config.json": {"max_seq_length": settings.max_length},
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "prompts": settings.prompts,
+            "default_prompt_name": settings.default_prompt_name,
+            "similarity_fn_name": "cosine",
+        },
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": model.config.hidden_size,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": False,
+            "pooling_mode_lasttoken": False,
+            mode: True,
+            "include_prompt": True,
+        },
+    }
+    (folder / "1_Pooling").mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,192 @@
+"""Rows from files and standard input, one at a time; a row that cannot be read says why."""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .extras import require
+
+STANDARD_INPUT = "-"
+
+BOM = b"\xef\xbb\xbf"
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+GIVE = "give .txt, .jsonl or .parquet files, or - for standard input"
+
+
+@dataclass
+class Row:
+    """One row of the input.
+
+    Attributes:
+        index: its number over all inputs, from 0. Rows with a fault count too.
+        file: where it stands.
+        line: its line there (of a Parquet file the row), from 1.
+        value: what was read; None where there is a fault.
+        fault: why it cannot be used.
+    """
+
+    index: int
+    file: str
+    line: int
+    value: Any = None
+    fault: str | None = None
+
+
+def check_inputs(inputs: Sequence[str], output: str) -> None:
+    """Find out what is wrong with the names before a model is loaded.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: it is of another kind or the output too, or standard input is named twice.
+    """
+    for name in inputs:
+        if name != STANDARD_INPUT and Path(name).resolve() == Path(output).resolve():
+            raise ValueError(f"{name} is input and output: give another output")
+        if name != STANDARD_INPUT and not Path(name).exists():
+            raise FileNotFoundError(f"{name} is not there: {GIVE}")
+        if name != STANDARD_INPUT and (Path(name).is_dir() or Path(name).suffix not in READERS):
+            raise ValueError(f"{name} is no input: {GIVE}")
+        if Path(name).suffix == ".parquet":
+            require("pyarrow.parquet", f"reading {name}")
+    if list(inputs).count(STANDARD_INPUT) > 1:
+        raise ValueError("standard input (-) is named twice: it can be read once")
+
+
+def read_rows(
+    inputs: Sequence[str], columns: Sequence[str], standard_input: str = ".jsonl"
+) -> Iterator[Row]:
+    """Read all rows in order; each value is an object with some of the columns.
+
+    Args:
+        inputs: files; `-` is standard input.
+        columns: a line of text becomes the first of them; the others are read too where there are.
+        standard_input: as which kind of file that is read, `.txt` or `.jsonl`.
+
+    Raises:
+        ValueError: a Parquet file is broken, or has none of the columns.
+    """
+    index = 0
+    for name in inputs:
+        kind = standard_input if name == STANDARD_INPUT else Path(name).suffix
+        shown = "standard input" if name == STANDARD_INPUT else name
+        for line, value, fault in READERS[kind](name, columns):
+            yield Row(index, shown, line, value, fault)
+            index += 1
+
+
+def read_texts(inputs: Sequence[str], column: str | None) -> Iterator[Row]:
+    """Read one text a row.
+
+    Args:
+        inputs: as in `read_rows`.
+        column: where the text is in JSON and Parquet; None: `text`. Standard input is JSONL where a
+            column is named, lines of text where none is.
+    """
+    name = column or "text"
+    for row in read_rows(inputs, [name], ".txt" if column is None else ".jsonl"):
+        if row.fault is None:
+            row.value = row.value.get(name)
+            row.fault = text_fault(row.value, name)
+        yield row
+
+
+def text_fault(value: Any, name: str) -> str | None:
+    """Why a value is no text, or None."""
+    if value is None:
+        return f"{name} is missing"
+    if not isinstance(value, str):
+        return f"{name} is {type(value).__name__}, not a string"
+    if SURROGATE.search(value):  # JSON can hold half a character
+        return f"{name} is not Unicode: it holds half a surrogate pair"
+    return None
+
+
+def count_rows(inputs: Sequence[str]) -> int | None:
+    """How many rows a progress bar has to go; None where standard input is among them."""
+    if STANDARD_INPUT in inputs:
+        return None
+    total = 0
+    for name in inputs:
+        if Path(name).suffix == ".parquet":
+            total += require("pyarrow.parquet", f"reading {name}").read_metadata(name).num_rows
+        else:
+            with open(name, "rb") as file:
+                total += sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return total
+
+
+def identify(inputs: Sequence[str]) -> list[list] | None:
+    """What differs when an input does: paths, sizes and times. None for standard input."""
+    if STANDARD_INPUT in inputs:
+        return None
+    paths = [Path(name).resolve() for name in inputs]
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def batches(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of up to `size` rows; nothing beyond the list at hand is read."""
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+Read = Iterator[tuple[int, Any, str | None]]  # line, value, fault
+
+
+def _open(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    return contextlib.nullcontext(sys.stdin.buffer) if name == STANDARD_INPUT else open(name, "rb")
+
+
+def _read_lines(name: str) -> Iterator[tuple[int, str, str | None]]:
+    with _open(name) as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(BOM) if number == 1 else line
+            try:
+                yield number, line.decode("utf-8").rstrip("\r\n"), None
+            except UnicodeDecodeError as error:
+                yield number, "", f"not UTF-8 from byte {error.start + 1} on"
+
+
+def _read_text(name: str, columns: Sequence[str]) -> Read:
+    for number, line, fault in _read_lines(name):
+        yield number, {columns[0]: line}, fault
+
+
+def _read_json(name: str, columns: Sequence[str]) -> Read:
+    for number, line, fault in _read_lines(name):
+        if fault is None and not line.strip():
+            continue
+        value = None
+        try:
+            value = json.loads(line) if fault is None else None
+        except (ValueError, RecursionError) as error:
+            fault = f"not JSON: {str(error).replace('line 1 ', '')}"
+        if fault is None and not isinstance(value, dict):
+            fault = f"not an object with columns: {line:.40}"
+        yield number, value, fault
+
+
+def _read_parquet(name: str, columns: Sequence[str]) -> Read:
+    parquet = require("pyarrow.parquet", f"reading {name}")
+    number = 0
+    try:
+        with parquet.ParquetFile(name) as file:
+            there = file.schema_arrow.names
+            found = [column for column in columns if column in there]
+            if not found:
+                raise ValueError(f"the columns are {there}, needed is {' or '.join(columns)}")
+            for batch in file.iter_batches(batch_size=1000, columns=found):
+                for number, value in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
+                    yield number, value, None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name}, behind row {number}: {error}") from error
+
+
+READERS = {".txt": _read_text, ".jsonl": _read_json, ".parquet": _read_parquet}

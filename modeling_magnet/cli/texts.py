@@ -1,0 +1,295 @@
+"""`magnet infill` and `magnet generate`: records and prompts to JSON lines, or one of them streamed."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby, zip_longest
+from typing import Any, BinaryIO
+
+import torch
+import typer
+from transformers import TextStreamer, set_seed
+
+from .reading import Row, batches, text_fault
+from .writing import Skipped, json_line
+
+DECODED_BEFORE = 4
+"""Tokens before new text that are decoded with it: some vocabularies drop a text's first space."""
+
+RECORD_COLUMNS = ("text", "prefix", "suffix", "parts", "span_length")
+
+
+def sampling(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    samples: int,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Arguments of `generate`; none where no option is given, so that the checkpoint's own hold.
+
+    Raises:
+        ValueError: fewer than one sample.
+    """
+    if samples < 1:
+        raise ValueError(f"--samples is {samples}: give 1 or more")
+    if seed is not None:
+        set_seed(seed)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    arguments: dict[str, Any] = {
+        name: value for name, value in options.items() if value is not None
+    }
+    if arguments or samples > 1:
+        arguments["do_sample"] = True
+    if samples > 1:
+        arguments["num_return_sequences"] = samples
+    return arguments
+
+
+@dataclass
+class Gap:
+    """A text around its blanks, and the blanks' length: one for all, one each, or None."""
+
+    parts: list[str]
+    span_length: Any = None
+
+    def filled(self, middles: Sequence[str]) -> str:
+        """The whole text."""
+        return "".join(chain(*zip_longest(self.parts, middles, fillvalue="")))
+
+
+def gap_of(record: dict[str, Any], blank: str, span_length: int | None) -> Gap:
+    """Read a record: `prefix` and `suffix`, or `parts`, or a `text` with blanks.
+
+    Raises:
+        ValueError: it is none of these, or holds something else than text.
+    """
+    parts: Any = record.get("parts")
+    if parts is None and record.get("text") is not None:
+        fault = text_fault(record["text"], "text")
+        parts = record["text"].split(blank) if fault is None else [record["text"]]
+        if fault is None and len(parts) == 1:
+            raise ValueError(f"no {blank} in the text")
+    elif parts is None:
+        if record.get("prefix") is None and record.get("suffix") is None:
+            raise ValueError("neither prefix and suffix, nor parts, nor text")
+        parts = [record.get("prefix") or "", record.get("suffix") or ""]
+    if not isinstance(parts, list) or len(parts) < 2:
+        raise ValueError(f"parts is {parts!r:.80}: n blanks need n + 1 strings around them")
+    for part in parts:
+        fault = text_fault(part, "a part")
+        if fault:
+            raise ValueError(fault)
+    given = record.get("span_length")
+    return Gap(parts, span_length if given is None else given)
+
+
+def infill_rows(
+    model: Any,
+    rows: Iterator[Row],
+    blank: str,
+    span_length: int | None,
+    batch_size: int,
+    arguments: dict[str, Any],
+    file: BinaryIO,
+    skipped: Skipped,
+) -> int:
+    """Fill the blanks of records and write a line a record and sample.
+
+    Args:
+        model: of `load_model`.
+        rows: with a record as value.
+        blank: what marks a blank in a `text`.
+        span_length: of records that name none.
+        batch_size: records that are decoded together.
+        arguments: of `infill_blanks`.
+        file: gets the lines as they come.
+        skipped: gets the records that cannot be filled.
+
+    Returns:
+        How many records were filled.
+    """
+    done = 0
+
+    def gaps() -> Iterator[tuple[Row, Gap]]:
+        for row in skipped.filter(rows):
+            try:
+                yield row, gap_of(row.value, blank, span_length)
+            except ValueError as error:
+                skipped.add(row, str(error))
+
+    for batch in batches(gaps(), batch_size):
+        for _, group in groupby(batch, key=_together):
+            for (row, gap), filled in _infill_together(model, list(group), arguments, skipped):
+                samples = filled if "num_return_sequences" in arguments else [[m] for m in filled]
+                for sample, middles in enumerate(zip(*samples, strict=True)):
+                    middle = {"middle": middles[0]} if len(middles) == 1 else {"middles": middles}
+                    content = {"index": row.index, **middle, "text": gap.filled(middles)}
+                    _write(file, content, sample, arguments)
+                done += 1
+    return done
+
+
+def generate_rows(
+    model: Any,
+    rows: Iterator[Row],
+    batch_size: int,
+    arguments: dict[str, Any],
+    file: BinaryIO,
+    skipped: Skipped,
+) -> int:
+    """Continue prompts and write a line a prompt and sample.
+
+    Args:
+        model, batch_size, file, skipped: as in `infill_rows`.
+        rows: with a prompt as value.
+        arguments: of `generate`.
+
+    Returns:
+        How many prompts were continued.
+    """
+    done = 0
+
+    def prompts() -> Iterator[tuple[Row, list[int]]]:
+        for row in skipped.filter(rows):
+            token_ids = model.tokenizer(row.value)["input_ids"]
+            if token_ids:
+                yield row, token_ids
+            else:
+                skipped.add(
+                    row, "the prompt is empty, and the tokenizer adds no token to begin with"
+                )
+
+    for batch in batches(prompts(), batch_size):
+        samples = continuations(model, [token_ids for _, token_ids in batch], arguments)
+        for (row, _), texts in zip(batch, samples, strict=True):
+            for sample, text in enumerate(texts):
+                content = {"index": row.index, "prompt": row.value, "continuation": text}
+                _write(file, {**content, "text": row.value + text}, sample, arguments)
+            done += 1
+    return done
+
+
+def continuations(
+    model: Any, prompts: list[list[int]], arguments: dict[str, Any]
+) -> list[list[str]]:
+    """The samples of each prompt's continuation, decoded together as one left-padded batch."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    ids = [[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
+    mask = [[0] * n + [1] * (longest - n) for n in padding]
+    if model.generation_config.pad_token_id is None:
+        arguments = {"pad_token_id": model.magnet_settings.end_token_id, **arguments}
+    written = model.generate(
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        **arguments,
+    )[:, longest:]
+    samples = written.split(len(written) // len(prompts))
+
+    def text(prompt: list[int], ids: list[int]) -> str:
+        before = prompt[-DECODED_BEFORE:]
+        context, whole = (
+            model.tokenizer.decode(part, skip_special_tokens=True)
+            for part in (before, before + ids)
+        )
+        return whole.removeprefix(context)
+
+    return [
+        [text(prompt, ids) for ids in rows.tolist()]
+        for prompt, rows in zip(prompts, samples, strict=True)
+    ]
+
+
+class Streamer(TextStreamer):
+    """Writes new text to standard output as it comes.
+
+    Args:
+        tokenizer: of the model.
+        before: the tokens that the new text stands behind.
+        after_space: leave out the new text's first spaces.
+    """
+
+    def __init__(self, tokenizer: Any, before: list[int], after_space: bool = False):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.token_cache = before[-DECODED_BEFORE:]
+        self.print_len = len(tokenizer.decode(self.token_cache, skip_special_tokens=True))
+        self.after_space = after_space
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Write a piece; behind a space it begins with none."""
+        if self.after_space:
+            text = text.lstrip(" ")
+            self.after_space = not text
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def stream_infill(model: Any, gap: Gap, arguments: dict[str, Any]) -> None:
+    """Write prefix, middle as it comes, and suffix.
+
+    Raises:
+        ValueError: several blanks or samples, or no length.
+    """
+    if len(gap.parts) != 2 or "num_return_sequences" in arguments:
+        raise ValueError("--stream shows one blank of one sample: leave it out")
+    prefix, suffix = gap.parts
+    if gap.span_length is None:
+        raise ValueError("--stream shows one decoding: give --span-length")
+    typer.echo(prefix, nl=False)
+    before = model.tokenizer(prefix.rstrip(" "))["input_ids"]
+    streamer = Streamer(model.tokenizer, before, after_space=prefix.endswith(" "))
+    model.infill(prefix, suffix, span_length=gap.span_length, streamer=streamer, **arguments)
+    typer.echo(suffix)
+
+
+def stream_generate(model: Any, prompt: str, arguments: dict[str, Any]) -> None:
+    """Write the prompt and its continuation as it comes.
+
+    Raises:
+        ValueError: several samples, or nothing to begin with.
+    """
+    if "num_return_sequences" in arguments:
+        raise ValueError("--stream shows one sample: leave it out")
+    token_ids = model.tokenizer(prompt)["input_ids"]
+    if not token_ids:
+        raise ValueError("the prompt is empty, and the tokenizer adds no token to begin with")
+    typer.echo(prompt, nl=False)
+    streamer = Streamer(model.tokenizer, token_ids)
+    continuations(model, [token_ids], {**arguments, "streamer": streamer})
+    typer.echo()
+
+
+def _together(item: tuple[Row, Gap]) -> Any:
+    """Equal for neighbours that `infill_blanks` takes in one call."""
+    row, gap = item
+    alone = gap.span_length is not None and not isinstance(gap.span_length, int)
+    return ("alone", row.index) if alone else gap.span_length
+
+
+def _infill_together(
+    model: Any, group: list[tuple[Row, Gap]], arguments: dict[str, Any], skipped: Skipped
+) -> Iterator[tuple[tuple[Row, Gap], list[Any]]]:
+    """The group's spans; where one record cannot be filled, the others are filled one by one."""
+    gaps = [gap for _, gap in group]
+    try:
+        if len(gaps) == 1:
+            found = [model.infill_blanks(gaps[0].parts, gaps[0].span_length, **arguments)]
+        else:
+            parts = [gap.parts for gap in gaps]
+            found = model.infill_blanks(parts, gaps[0].span_length, **arguments)
+    except ValueError as error:
+        if len(gaps) == 1:
+            skipped.add(group[0][0], str(error).replace("text 0 ", "the text ", 1))
+        else:
+            for item in group:
+                yield from _infill_together(model, [item], arguments, skipped)
+        return
+    yield from zip(group, found, strict=True)
+
+
+def _write(file: BinaryIO, content: dict[str, Any], sample: int, arguments: dict) -> None:
+    if "num_return_sequences" in arguments:
+        content = {"index": content.pop("index"), "sample": sample, **content}
+    file.write(json_line(content))
+    file.flush()

@@ -1,0 +1,256 @@
+"""`magnet encode`: texts of any number to vectors, in constant memory."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, dropwhile, islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .loading import fingerprint
+from .reading import Row, batches, count_rows, identify, read_texts
+from .writing import FORMATS, JsonlFile, ShardFolder, Skipped, whole_file
+
+BATCHES_AT_ONCE = 8
+"""Texts of so many batches are held in memory, and sorted by length among themselves."""
+
+PRECISIONS = ("float32", "binary", "ubinary")
+"""Those in which a vector does not depend on the others; int8's range is that of all vectors."""
+
+OF_TEXTS = "sentences"
+
+
+@dataclass
+class Encoding:
+    """What to encode and how; field by field an option of the command.
+
+    Attributes:
+        unit: `sentences`, `tokens` or `words`: what a vector is of.
+    """
+
+    unit: str = OF_TEXTS
+    prompt_name: str | None = None
+    prompt: str | None = None
+    batch_size: int = 32
+    normalize: bool = False
+    truncate_dim: int | None = None
+    precision: str = "float32"
+    truncation: bool = False
+    column: str | None = None
+    keep_text: bool = False
+
+    def check(self, format: str) -> None:
+        """Refuse what does not go together, before a model is loaded.
+
+        Raises:
+            ValueError: what, and what to do.
+        """
+        if format not in FORMATS:
+            raise ValueError(f"--format is {format!r}: give one of {', '.join(FORMATS)}")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size is {self.batch_size}: give 1 or more")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"--precision is {self.precision!r}: give one of {', '.join(PRECISIONS)} (for int8, "
+                "whose range is that of all vectors together, encode to float32 and use "
+                "sentence_transformers.util.quantize_embeddings)"
+            )
+        if format == "npy" and self.keep_text:
+            raise ValueError("--keep-text needs .parquet or .jsonl: .npy holds vectors alone")
+        if self.unit == OF_TEXTS:
+            return
+        if format != "jsonl":
+            raise ValueError(f"--{self.unit} gives each text another number of vectors: use .jsonl")
+        sentence_options = (
+            self.prompt_name,
+            self.prompt,
+            self.normalize or None,
+            self.truncate_dim,
+        )
+        if any(option is not None for option in sentence_options) or self.precision != "float32":
+            raise ValueError(
+                f"--{self.unit} takes no prompt, normalize, truncate-dim or precision: leave them out"
+            )
+        if self.unit == "words" and self.truncation:
+            raise ValueError("--words does not cut texts: leave --truncation out")
+
+
+class Encoder:
+    """Encodes lists of rows and counts the texts that were cut."""
+
+    def __init__(self, model: Any, encoding: Encoding):
+        self.model, self.encoding = model, encoding
+        self.cut = 0
+        settings = model.magnet_settings
+        self.prompt_text = ""
+        self.limit = settings.max_length - 1
+        if encoding.unit == OF_TEXTS:
+            self.prompt_text = settings.prompt_text(encoding.prompt_name, encoding.prompt)
+            self.limit = settings.max_length - settings.special_tokens
+
+    def __call__(self, rows: Sequence[Row]) -> Any:
+        """An array (rows, dimensions), or of tokens and words a dict of fields a row.
+
+        Raises:
+            ValueError: a text is too long; the message says which line it is.
+        """
+        texts = [row.value for row in rows]
+        encode: Callable = getattr(self, f"_{self.encoding.unit}")
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".* texts were cut")  # counted here
+                vectors = encode(texts)
+        except ValueError as error:
+            for row, length in zip(rows, self._lengths(texts), strict=True):
+                if length > self.limit:
+                    hint = "" if self.encoding.unit == "words" else ", or cut all by --truncation"
+                    raise ValueError(
+                        f"{row.file}, line {row.line}: the text has {length} tokens with its prompt, "
+                        f"the limit is {self.limit}: shorten it{hint}"
+                    ) from error
+            raise
+        if self.encoding.truncation:
+            self.cut += sum(length > self.limit for length in self._lengths(texts))
+        return vectors
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the vectors. `batch_size` changes their last digits only, and whether long
+        texts are cut or refused none that is there.
+        """
+        names = ("unit", "normalize", "truncate_dim", "precision", "column", "keep_text")
+        settings = {name: getattr(self.encoding, name) for name in names}
+        return {"model": fingerprint(self.model), "prompt": self.prompt_text, **settings}
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        if not texts:
+            return []
+        whole = [self.prompt_text + text for text in texts]
+        token_ids = self.model.tokenizer(whole, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return [len(ids) for ids in token_ids]
+
+    def _sentences(self, texts: list[str]) -> Any:
+        encoding = self.encoding
+        return self.model.encode(
+            texts,
+            prompt=self.prompt_text,
+            batch_size=encoding.batch_size,
+            show_progress_bar=False,
+            normalize_embeddings=encoding.normalize,
+            truncate_dim=encoding.truncate_dim,
+            precision=encoding.precision,
+            truncation=encoding.truncation,
+        )
+
+    def _tokens(self, texts: list[str]) -> list[dict[str, Any]]:
+        arrays = self.model.encode_tokens(
+            texts,
+            batch_size=self.encoding.batch_size,
+            show_progress_bar=False,
+            truncation=self.encoding.truncation,
+        )
+        tokens = [
+            self.model.tokenizer.tokenize(text)[: len(array)]
+            for text, array in zip(texts, arrays, strict=True)
+        ]
+        return _fields("tokens", tokens, arrays)
+
+    def _words(self, texts: list[str]) -> list[dict[str, Any]]:
+        arrays = self.model.encode_words(
+            texts, batch_size=self.encoding.batch_size, show_progress_bar=False
+        )
+        return _fields("words", [text.split() for text in texts], arrays)
+
+
+def encode_to_file(
+    encoder: Encoder, inputs: Sequence[str], path: Path | None, format: str
+) -> tuple[int, Skipped]:
+    """Encode all rows into one file, which is there when complete, or to standard output.
+
+    Args:
+        encoder: what encodes.
+        inputs: of `read_texts`.
+        path: None is standard output, as JSONL.
+        format: a key of `FORMATS`.
+
+    Returns:
+        How many rows were encoded, and what was skipped.
+    """
+    keep_text = encoder.encoding.keep_text
+    listed = path.with_name(f"{path.name}.skipped.jsonl") if path and format == "npy" else None
+    skipped = Skipped(listed)
+    if path is None:
+        return _encode_all(
+            encoder, inputs, JsonlFile(sys.stdout.buffer, keep_text), skipped
+        ), skipped
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        return _encode_all(encoder, inputs, FORMATS[format](file, keep_text), skipped), skipped
+
+
+def encode_to_shards(
+    encoder: Encoder, inputs: Sequence[str], path: Path, format: str, shard_size: int
+) -> ShardFolder:
+    """Encode all rows into a folder of shards, going on behind those that are finished.
+
+    Args:
+        encoder, inputs, format: as in `encode_to_file`.
+        path: the folder.
+        shard_size: rows in a shard.
+
+    Raises:
+        ValueError: of `ShardFolder` and `Encoder`. What stays is then said on standard error, as at
+            a full disk and at Ctrl-C.
+    """
+    if shard_size < 1:
+        raise ValueError(f"--shard-size is {shard_size}: give 1 or more")
+    settings = {**encoder.identity(), "format": format, "shard_size": shard_size}
+    keep_text = encoder.encoding.keep_text
+    folder = ShardFolder(path, format, keep_text, settings, identify(inputs))
+    if folder.complete:
+        return folder
+    begin = folder.next_index
+    rows = dropwhile(lambda row: row.index < begin, read_texts(inputs, encoder.encoding.column))
+    good = folder.skipped.filter(_progress(rows, inputs, begin))
+    try:
+        while first := next(good, None):
+            with folder.shard() as shard:
+                in_shard = chain([first], islice(good, shard_size - 1))
+                for batch in batches(in_shard, encoder.encoding.batch_size * BATCHES_AT_ONCE):
+                    shard.write(batch, encoder(batch))
+        folder.finish()
+    except BaseException:
+        tqdm.write(folder.stands(), file=sys.stderr)
+        raise
+    return folder
+
+
+def _encode_all(encoder: Encoder, inputs: Sequence[str], file: Any, skipped: Skipped) -> int:
+    done = 0
+    rows = _progress(read_texts(inputs, encoder.encoding.column), inputs)
+    for batch in batches(skipped.filter(rows), encoder.encoding.batch_size * BATCHES_AT_ONCE):
+        file.write(batch, encoder(batch))
+        done += len(batch)
+    if not done:
+        file.write([], encoder([]))
+    file.close()
+    return done
+
+
+def _progress(rows: Iterator[Row], inputs: Sequence[str], done: int = 0) -> Iterator[Row]:
+    shown = sys.stderr.isatty()
+    total = count_rows(inputs) if shown else None
+    return iter(
+        tqdm(rows, desc="Encoding", unit=" rows", total=total, initial=done, disable=not shown)
+    )
+
+
+def _fields(name: str, labels: list[list[str]], arrays: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {name: texts, "vectors": array.tolist()}
+        for texts, array in zip(labels, arrays, strict=True)
+    ]

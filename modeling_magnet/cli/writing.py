@@ -1,0 +1,319 @@
+"""Vectors as .npy, .parquet or .jsonl: one file, or a folder of shards that a rerun goes on behind."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from ..version import __version__
+from .extras import require
+from .reading import Row
+
+MANIFEST = "manifest.json"
+
+SKIPPED = "skipped.jsonl"
+
+REPORTED = 100
+"""So many faulty rows are reported one by one; further ones are counted."""
+
+
+class NpyFile:
+    """An array (rows, dimensions). Its header says how many rows, so it is written again at the end."""
+
+    def __init__(self, file: BinaryIO, keep_text: bool = False):
+        if keep_text:
+            raise ValueError("a .npy file holds vectors alone: keep the text in .parquet or .jsonl")
+        self.file = file
+        self.rows = 0
+        self.like: np.ndarray | None = None
+
+    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
+        """Add the rows' vectors (rows, dimensions)."""
+        if self.like is None:
+            self.like = vectors[:0]
+            self._write_header()
+        self.file.write(np.ascontiguousarray(vectors).tobytes())
+        self.rows += len(vectors)
+
+    def close(self) -> None:
+        """Complete the file."""
+        end = self.file.tell()
+        self.file.seek(0)
+        self._write_header()
+        self.file.seek(end)
+
+    def _write_header(self) -> None:
+        assert self.like is not None
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.like.dtype),
+            "fortran_order": False,
+            "shape": (self.rows, self.like.shape[1]),
+        }  # as long for any number of rows
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+
+class ParquetFile:
+    """The columns `index`, `text` where it is kept, and `vector`, a list of fixed size."""
+
+    def __init__(self, file: BinaryIO, keep_text: bool = False):
+        self.arrow = require("pyarrow", "writing Parquet")
+        self.parquet = require("pyarrow.parquet", "writing Parquet")
+        self.file = file
+        self.keep_text = keep_text
+        self.writer: Any = None
+
+    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
+        """Add a row group."""
+        pa = self.arrow
+        columns = {"index": pa.array([row.index for row in rows], pa.int64())}
+        if self.keep_text:
+            columns["text"] = pa.array([row.value for row in rows], pa.string())
+        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        table = pa.table(columns)
+        if self.writer is None:
+            self.writer = self.parquet.ParquetWriter(self.file, table.schema)
+        self.writer.write_table(table)
+
+    def close(self) -> None:
+        """Complete the file."""
+        self.writer.close()
+
+
+class JsonlFile:
+    """An object a line: `index`, `text` where it is kept, and `vector`, or what the vectors are of."""
+
+    def __init__(self, file: BinaryIO, keep_text: bool = False):
+        self.file = file
+        self.keep_text = keep_text
+
+    def write(self, rows: Sequence[Row], vectors: Sequence[Any]) -> None:
+        """Add lines; a vector is an array, or a dict of fields in its place."""
+        for row, vector in zip(rows, vectors, strict=True):
+            text = {"text": row.value} if self.keep_text else {}
+            fields = vector if isinstance(vector, dict) else {"vector": vector.tolist()}
+            self.file.write(json_line({"index": row.index, **text, **fields}))
+        self.file.flush()
+
+    def close(self) -> None:
+        """Complete the file, which it is."""
+
+
+FORMATS = {"npy": NpyFile, "parquet": ParquetFile, "jsonl": JsonlFile}
+
+
+def json_line(content: dict[str, Any]) -> bytes:
+    """A line of a JSONL file, in UTF-8 whatever the terminal's encoding."""
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is there when all of it was written, and else is as it was before."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class Skipped:
+    """Rows that could not be used: reported on standard error, counted, and listed in a file.
+
+    Args:
+        path: the list, an object a line with `index`, `file`, `line` and `fault`; made when there is
+            something to list. None: no list.
+        keep: how many lines of an existing list stay, as those of an earlier run.
+    """
+
+    def __init__(self, path: Path | None = None, keep: int = 0):
+        self.path = path
+        self.count = keep
+        self.reported = 0
+        if path is not None and path.exists():
+            with open(path, "r+b") as file:
+                for _ in range(keep):
+                    file.readline()
+                file.truncate(file.tell())
+            if not keep:
+                path.unlink()
+
+    def filter(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows without a fault."""
+        for row in rows:
+            if row.fault is None:
+                yield row
+            else:
+                self.add(row, row.fault)
+
+    def add(self, row: Row, fault: str) -> None:
+        """Report a row and go on."""
+        self.count += 1
+        self.reported += 1
+        if self.reported <= REPORTED:
+            tqdm.write(f"{row.file}, line {row.line} is skipped: {fault}", file=sys.stderr)
+        if self.reported == REPORTED:
+            tqdm.write("further skipped lines are counted only", file=sys.stderr)
+        if self.path is not None:
+            line = {"index": row.index, "file": row.file, "line": row.line, "fault": fault}
+            with open(self.path, "ab") as file:
+                file.write(json_line(line))
+
+
+class Refused(Skipped):
+    """In place of `Skipped` where there is one row: that it cannot be used is an error."""
+
+    def add(self, row: Row, fault: str) -> None:
+        """Raise ValueError."""
+        raise ValueError(fault)
+
+
+class ShardFolder:
+    """A folder of shards, each written whole or not at all, and a manifest of the finished ones.
+
+    A folder that was begun with the same settings and the same input is gone on with behind its last
+    finished shard.
+
+    Args:
+        path: the folder.
+        format: a key of `FORMATS`.
+        keep_text: whether shards hold the texts.
+        settings: what decides the vectors and how they are written.
+        inputs: of `identify`.
+
+    Raises:
+        ValueError: the folder was begun with other settings or another input, or holds other files.
+        FileExistsError: `path` is a file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        keep_text: bool,
+        settings: dict[str, Any],
+        inputs: list[list] | None,
+    ):
+        self.path, self.format, self.keep_text = path, format, keep_text
+        self.manifest: dict[str, Any] = {
+            "magnet_version": __version__,
+            "settings": settings,
+            "inputs": inputs,
+            "complete": False,
+            "rows": 0,
+            "skipped": 0,
+            "shards": [],
+        }
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(
+                f"{path} is a file without an ending that is known: give a folder, or a name in "
+                f"{', '.join(f'.{name}' for name in FORMATS)}"
+            )
+        if (path / MANIFEST).exists():
+            self._go_on()
+        elif path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path} holds files but no {MANIFEST}: give a new folder")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            self._write_manifest()
+        self.skipped = Skipped(path / SKIPPED, keep=self.manifest["skipped"])
+
+    @property
+    def rows(self) -> int:
+        """Rows in finished shards."""
+        return self.manifest["rows"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the input is done."""
+        return self.manifest["complete"]
+
+    @property
+    def next_index(self) -> int:
+        """The first row of the input that is in no finished shard."""
+        return self.manifest["shards"][-1]["next_index"] if self.manifest["shards"] else 0
+
+    @contextlib.contextmanager
+    def shard(self) -> Iterator["Shard"]:
+        """The next shard, which counts once the block is left without an error."""
+        name = f"part-{len(self.manifest['shards']):05d}.{self.format}"
+        with whole_file(self.path / name) as file:
+            shard = Shard(FORMATS[self.format](file, self.keep_text))
+            yield shard
+            shard.file.close()
+        entry = {"file": name, "rows": shard.rows, "next_index": shard.next_index}
+        self.manifest["shards"].append(entry)
+        self.manifest["rows"] += shard.rows
+        self.manifest["skipped"] = self.skipped.count
+        self._write_manifest()
+
+    def finish(self) -> None:
+        """Note that the input has no further rows."""
+        self.manifest |= {"complete": True, "skipped": self.skipped.count}
+        self._write_manifest()
+
+    def stands(self) -> str:
+        """What there is after a stop, for its message."""
+        return (
+            f"{len(self.manifest['shards'])} finished shards with {self.rows} rows stay in "
+            f"{self.path}, and the same command goes on behind them"
+        )
+
+    def _go_on(self) -> None:
+        found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        if self.manifest["inputs"] is None:
+            raise ValueError(
+                f"{self.path} is begun already, and standard input cannot be gone on with: give "
+                "files, or a new folder"
+            )
+        other = [
+            f"{name} was {found['settings'].get(name)!r} and is {value!r}"
+            for name, value in self.manifest["settings"].items()
+            if found["settings"].get(name) != value
+        ]
+        if other:
+            raise ValueError(
+                f"{self.path} was begun with other settings ({'; '.join(other)}): give the same, or "
+                "a new folder"
+            )
+        if found["inputs"] != self.manifest["inputs"]:
+            raise ValueError(
+                f"{self.path} was begun with another input, or it changed since (size or time): "
+                "give a new folder"
+            )
+        self.manifest = found
+        for aside in self.path.glob(".*.partial"):
+            aside.unlink()
+
+    def _write_manifest(self) -> None:
+        with whole_file(self.path / MANIFEST) as file:
+            file.write((json.dumps(self.manifest, indent=2) + "\n").encode())
+
+
+class Shard:
+    """A shard in work."""
+
+    def __init__(self, file: Any):
+        self.file = file
+        self.rows = 0
+        self.next_index = 0
+
+    def write(self, rows: Sequence[Row], vectors: Any) -> None:
+        """Add rows in the input's order."""
+        self.file.write(rows, vectors)
+        self.rows += len(rows)
+        self.next_index = rows[-1].index + 1

