@@ -124,7 +124,7 @@ def token_losses(
         hidden = _hidden_states(model, batch, ids)  # (batch, length, hidden)
         owners = [n for n, row in enumerate(batch) for _ in row.scored]
         columns = torch.tensor([column for row in batch for column in row.scored])
-        logits = model.get_output_embeddings()(hidden[owners, columns - 1]).float()
+        logits = model._logits(hidden[owners, columns - 1]).float()
         targets = ids[owners, columns].to(logits.device)  # (scored tokens,)
         values = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         ends = np.cumsum([len(row.scored) for row in batch])

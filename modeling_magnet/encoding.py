@@ -278,6 +278,12 @@ class EncodingMixin(CheckpointMixin):
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
         ).last_hidden_state
 
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of last hidden states: the output head, and the cap that a Gemma may have on it."""
+        logits = self.get_output_embeddings()(hidden)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     def _token_vectors(self, token_ids, batch_size, show_progress_bar, device):
         start = self.magnet_settings.start_token_id
         if start is None:

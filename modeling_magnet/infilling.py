@@ -14,7 +14,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from .encoding import EncodingMixin, _evaluating
-from .masking import CONTEXT
+from .masking import CONTEXT, sliding_window
 
 CANDIDATE_LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64)
 """Gaps tried where no length is given."""
@@ -164,9 +164,9 @@ class InfillingMixin(EncodingMixin):
         if streamer is not None:
             arguments["streamer"] = _SpanStreamer(streamer)
         with _evaluating(self), torch.no_grad():
-            if self._generation_value("num_beams", arguments) in (None, 1):
+            if self._share_a_decoding(rows, arguments):
                 output = self._decode(rows, max_new_tokens, arguments)
-            else:  # a beam's score ends where its gap ends, so gaps cannot share a decoding
+            else:
                 for gap in gaps:
                     group = [row for row in rows if row.gap == gap]
                     output = self._decode(group, max_new_tokens, arguments)
@@ -225,6 +225,14 @@ class InfillingMixin(EncodingMixin):
                     space = len(parts[b]) > len(before[b])
                     rows.append(_Row(t, b, gap, gaps, token_ids, follows_space=space))
         return rows
+
+    def _share_a_decoding(self, rows: list["_Row"], arguments: dict) -> bool:
+        """Whether rows of several gaps can be rows of one batch."""
+        if self._generation_value("num_beams", arguments) not in (None, 1):
+            return False  # a beam's score ends where its gap ends
+        window = sliding_window(self.config)
+        columns = max(row.context for row in rows) + max(row.gap for row in rows)
+        return window is None or columns <= window  # each alone fits, within `max_length`
 
     def _decode(self, rows: list["_Row"], max_new_tokens: int | None, arguments: dict):
         """Decode all rows in one call of `generate`; fills `row.spans`."""
@@ -296,7 +304,7 @@ class InfillingMixin(EncodingMixin):
         ).last_hidden_state  # (texts, longest, hidden)
         scores = []
         for text, first, states in zip(texts, firsts, hidden, strict=True):
-            logits = self.get_output_embeddings()(states[first - 1 : len(text) - 1]).float()
+            logits = self._logits(states[first - 1 : len(text) - 1]).float()
             targets = torch.tensor(text[first:], device=logits.device)
             loss = torch.nn.functional.cross_entropy(logits, targets) if len(targets) else torch.inf
             scores.append(-float(loss))
@@ -349,6 +357,11 @@ class _Row:
     parts: list[list[int]]  # token ids around the blanks, in order
     follows_space: bool  # the part before ended in a space, which the span then writes
     spans: list[list[int]] = field(default_factory=list)
+
+    @property
+    def context(self) -> int:
+        """How many tokens stand around the blanks."""
+        return sum(map(len, self.parts))
 
     def layout(self) -> tuple[list[int], list[int]]:
         """Token ids and positions in cache order: what is behind the blank, then what is before."""

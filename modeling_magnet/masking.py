@@ -119,6 +119,22 @@ def extend_span_ids(span_ids: torch.Tensor, length: int) -> torch.Tensor:
     return torch.cat([span_ids, opened.expand(-1, length - span_ids.shape[1])], dim=1)
 
 
+def sliding_window(config: PreTrainedConfig) -> int | None:
+    """How many of the last tokens a sliding-window layer of the model sees.
+
+    A window is counted in columns of the cache. It says nothing of a span map: in the order in which
+    infilling reads, the text behind a gap stands before it. So a map is only for sequences that the
+    window holds whole; there it hides nothing, and the hybrid mask is exact in every layer.
+
+    Returns:
+        None for a model all of whose layers see everything.
+    """
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and "sliding_attention" not in layer_types:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
 def attention_arguments(
     config: PreTrainedConfig,
     span_ids: torch.Tensor,
@@ -144,15 +160,23 @@ def attention_arguments(
 
     Returns:
         `attention_mask` as the backend wants it: a bool (sdpa) or additive (eager) tensor of shape
-        (batch, 1, query_length, keys), or a BlockMask (flex_attention). Flash kernels take no mask:
-        there, all context is `is_causal=False`, all one span is nothing.
+        (batch, 1, query_length, keys), or a BlockMask (flex_attention); one for each type of layer
+        where their caches differ in length. Flash kernels take no mask: there, all context is
+        `is_causal=False`, all one span is nothing.
 
     Raises:
-        ValueError: the backend drops custom masks and the map needs one, or `attention_mask` or
-            `document_ids` has another shape than `span_ids`.
+        ValueError: the backend drops custom masks and the map needs one, `attention_mask` or
+            `document_ids` has another shape than `span_ids`, or the model has sliding-window layers
+            and the map more columns than the window.
     """
     backend = config._attn_implementation
     batch_size, columns = span_ids.shape
+    window = sliding_window(config)
+    if window is not None and columns > window:
+        raise ValueError(
+            f"the span map has {columns} columns, the model's sliding window {window}: its layers would "
+            "hide some of the context; give at most as many tokens as the window has, or no map"
+        )
     if attention_mask is not None and attention_mask.shape != (batch_size, columns):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, span_ids has "
@@ -173,26 +197,34 @@ def attention_arguments(
             f"the attention backend {backend!r} would drop the hybrid mask without a word; call "
             f"model.set_attn_implementation with one of {', '.join(MASK_BACKENDS)}"
         )
-    key_length = columns
-    if past_key_values is not None:
-        key_length, _ = past_key_values.get_mask_sizes(query_length, 0)
-        span_ids = extend_span_ids(span_ids, key_length)
-    padding_mask = None
-    if attention_mask is not None:
-        padding_mask = attention_mask.to(span_ids.device, torch.bool)
-        padding_mask = torch.nn.functional.pad(padding_mask, (0, key_length - columns), value=True)
-    mask = ALL_MASK_ATTENTION_FUNCTIONS[backend](
-        batch_size=batch_size,
-        q_length=query_length,
-        kv_length=key_length,
-        q_offset=columns - query_length,
-        kv_offset=0,
-        mask_function=hybrid_mask_function(span_ids, padding_mask, document_ids),
-        attention_mask=None,
-        allow_is_causal_skip=False,
-        allow_is_bidirectional_skip=False,
-        dtype=dtype,
-        config=config,
-        device=span_ids.device,
-    )
-    return {"attention_mask": mask}
+    layer_types = getattr(config, "layer_types", None) or ["all"]
+    key_lengths = dict.fromkeys(layer_types, columns)
+    if past_key_values is not None:  # a static cache is no longer than the window in sliding layers
+        for layer_type in key_lengths:
+            layer = layer_types.index(layer_type)
+            key_lengths[layer_type], _ = past_key_values.get_mask_sizes(query_length, layer)
+    masks = {}
+    for key_length in set(key_lengths.values()):
+        extended = extend_span_ids(span_ids, key_length)
+        padding_mask = None
+        if attention_mask is not None:
+            padding_mask = attention_mask.to(span_ids.device, torch.bool)
+            new = (0, key_length - columns)
+            padding_mask = torch.nn.functional.pad(padding_mask, new, value=True)
+        masks[key_length] = ALL_MASK_ATTENTION_FUNCTIONS[backend](
+            batch_size=batch_size,
+            q_length=query_length,
+            kv_length=key_length,
+            q_offset=columns - query_length,
+            kv_offset=0,
+            mask_function=hybrid_mask_function(extended, padding_mask, document_ids),
+            attention_mask=None,
+            allow_is_causal_skip=False,
+            allow_is_bidirectional_skip=False,
+            dtype=dtype,
+            config=config,
+            device=span_ids.device,
+        )
+    if len(masks) == 1:  # which every model takes
+        return {"attention_mask": masks.popitem()[1]}
+    return {"attention_mask": {kind: masks[length] for kind, length in key_lengths.items()}}

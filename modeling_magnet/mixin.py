@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     class CausalLM(LlamaForCausalLM):
         """What a causal-LM class of transformers has; its own stubs do not type-check as methods."""
 
+        config: Any
         generate: Any
         prepare_inputs_for_generation: Any
 else:  # any causal-LM class of transformers; the class of the architecture brings it

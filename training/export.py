@@ -11,15 +11,13 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, Trainer
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetMixin, magnet_class_for
 
 from .arguments import MagnetTrainingArguments, ModelArguments
 from .base import dtype_of, whole_weights
 
 
-def export(
-    trainer: Trainer, arguments: ModelArguments, output: Path
-) -> MagnetLlamaForCausalLM | None:
+def export(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetMixin | None:
     """Write `adapter/` (LoRA alone, on `base/`) and `model/` (merged), both without projection head.
 
     Call it in every process: sharded weights are gathered.
@@ -38,17 +36,16 @@ def export(
     if not trainer.is_world_process_zero():
         return None
     model: Any
+    base, adapter = output / "base", output / "adapter"
+    config = AutoConfig.from_pretrained(base)
+    model_class: Any = magnet_class_for(config)
     with whole_weights(trainer.args):
         if arguments.lora_r:
-            base, adapter = output / "base", output / "adapter"
             write_adapter(trained, base, adapter)
-            model = MagnetLlamaForCausalLM.from_pretrained(base, dtype=dtype_of(arguments))
+            model = model_class.from_pretrained(base, dtype=dtype_of(arguments))
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
         else:
-            config = AutoConfig.from_pretrained(output / "base")
-            model = MagnetLlamaForCausalLM.from_pretrained(
-                trained, config=config, dtype=dtype_of(arguments)
-            )
+            model = model_class.from_pretrained(trained, config=config, dtype=dtype_of(arguments))
             model.tokenizer  # noqa: B018  before its folder goes
     model.eval()
     model.save_pretrained(output / "model")

@@ -12,9 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
 
 from .collator import IGNORE
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+"""From hidden states to logits."""
 
 HEAD_CHUNK = 512
 """Labelled tokens that are in the output head at a time."""
@@ -41,7 +44,7 @@ class ObjectiveOutput(ModelOutput):
 
 
 def labelled_cross_entropy(
-    hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module, in_place: bool = False
+    hidden: torch.Tensor, labels: torch.Tensor, head: Head, in_place: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the labelled tokens, each predicted by the output one position before.
 
@@ -69,7 +72,7 @@ def labelled_cross_entropy(
 
 
 def labelled_divergence(
-    hidden: torch.Tensor, base_hidden: torch.Tensor, labels: torch.Tensor, head: nn.Module
+    hidden: torch.Tensor, base_hidden: torch.Tensor, labels: torch.Tensor, head: Head
 ) -> torch.Tensor:
     """Kullback-Leibler divergence of what predicts the labelled tokens from what the base predicts.
 
@@ -116,8 +119,8 @@ def info_nce(queries: torch.Tensor, candidates: torch.Tensor, temperature: float
         return F.cross_entropy(similarity / temperature, targets)
 
 
-class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
-    """A MAGNET Llama in training: with a projection head, and a forward pass of all objectives."""
+class ObjectivesMixin(MagnetMixin):
+    """Gives a MAGNET class what training needs: a projection head, and a forward pass of all objectives."""
 
     # A base has none, and it begins as identity.
     _keys_to_ignore_on_load_missing = ["projection.weight"]  # noqa: RUF012
@@ -172,7 +175,7 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
                 input_ids=input_ids, span_ids=span_ids, position_ids=position_ids, **kwargs
             )
         output = ObjectiveOutput()
-        head = self.get_output_embeddings()
+        head = self._logits
         if labels:
             hidden = self._span_states(
                 input_ids, span_ids, document_ids=document_ids, position_ids=position_ids
@@ -220,6 +223,18 @@ class MagnetLlamaForObjectives(MagnetLlamaForCausalLM):
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
+
+
+class MagnetLlamaForObjectives(ObjectivesMixin, MagnetLlamaForCausalLM):
+    """A MAGNET Llama in training."""
+
+
+def objectives_class_for(magnet_class: type[MagnetMixin]) -> type[ObjectivesMixin]:
+    """The class that trains a MAGNET class: `MagnetQwen3ForObjectives` for `MagnetQwen3ForCausalLM`."""
+    if magnet_class is MagnetLlamaForCausalLM:
+        return MagnetLlamaForObjectives
+    name = magnet_class.__name__.replace("ForCausalLM", "ForObjectives")
+    return type(name, (ObjectivesMixin, magnet_class), {"__module__": __name__})
 
 
 def _labelled(hidden, labels, in_place=False):

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetMixin
 
-from .arguments import Arguments
+from .arguments import Arguments, DataArguments
 from .base import for_objectives, prepare_base, single_token_id, whole_weights
 from .collator import MagnetCollator
 from .data import MagnetDataset, counts_table, first_texts, make_blocks, read_pairs
@@ -57,16 +57,9 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
         with whole_weights(args):
             prepare_base(model_arguments, texts, base)
     model = for_objectives(base, model_arguments)
-    inner: Any = model if isinstance(model, MagnetLlamaForCausalLM) else model.get_base_model()
+    inner: Any = model if isinstance(model, MagnetMixin) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings
-    if data.end_of_span_fraction:
-        most = data.block_length + data.max_spans * data.max_gap_length
-        if most > settings.max_length:
-            raise ValueError(
-                f"block_length {data.block_length} and max_spans {data.max_spans} gaps of "
-                f"max_gap_length {data.max_gap_length} are {most} positions, the model has "
-                f"{settings.max_length}: lower one of them"
-            )
+    _check_lengths(data, settings.max_length)
     mask_token_id = single_token_id(tokenizer, model_arguments.mask_token, "mask_token")
     items_a_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -101,6 +94,25 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     if args.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     return trainer
+
+
+def _check_lengths(data: DataArguments, limit: int) -> None:
+    """Raise where a block, or a sentence of a pair, is longer than what the model reads at once."""
+    lengths = {"block_length": data.block_length if data.text else 0}
+    lengths["pair_length"] = data.pair_length if data.pairs else 0
+    for name, length in lengths.items():
+        if length > limit:
+            raise ValueError(
+                f"{name} is {length}, the model's max_length (by its positions or its sliding window) "
+                f"{limit}: lower {name}"
+            )
+    most = data.block_length + data.max_spans * data.max_gap_length
+    if data.end_of_span_fraction and most > limit:
+        raise ValueError(
+            f"block_length {data.block_length} and max_spans {data.max_spans} gaps of "
+            f"max_gap_length {data.max_gap_length} are {most} positions, the model has {limit}: "
+            "lower one of them"
+        )
 
 
 def _dataset(

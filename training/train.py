@@ -1,4 +1,4 @@
-"""Adapt a Llama with MAGNET.
+"""Adapt a base model with MAGNET.
 
     python -m training.train training/configs/smollm2-135m.yaml
     python -m training.train training/configs/smollm2-135m.yaml --learning_rate 1e-4 --seed 1
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetMixin
 
 from .arguments import Arguments, DataArguments, MagnetTrainingArguments, ModelArguments
 from .card import write_card
@@ -58,7 +58,7 @@ def parse(command_line: list[str]) -> Arguments:
     return model, data, args
 
 
-def train(arguments: Arguments) -> MagnetLlamaForCausalLM | None:
+def train(arguments: Arguments) -> MagnetMixin | None:
     """Adapt a base model and write its folders.
 
     Args:

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from tiny import SENTENCES, make_model
 
-from training.arguments import DataArguments, MagnetTrainingArguments
+from training.arguments import ALL_LINEAR, DataArguments, MagnetTrainingArguments
+from training.base import linear_layers
 from training.setup import check_arguments
 from training.train import parse, train
 
@@ -84,6 +85,8 @@ def test_the_defaults_are_the_paper_s():
     """Appendix A."""
     model, data, args = parse([])
     assert (model.lora_r, model.lora_alpha, model.mask_token) == (16, 32, "_")
+    llama = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert (model.lora_target_modules, linear_layers(make_model())) == (ALL_LINEAR, llama)
     assert (data.block_length, data.pair_length, data.mask_fraction) == (512, 128, 0.2)
     assert (data.max_spans, data.min_span_length, data.max_span_length) == (2, 4, 128)
     assert (args.per_device_train_batch_size, data.pairs_per_block) == (32, 2)

@@ -15,11 +15,14 @@ import pytest
 import torch
 from hub_server import HubServer
 from peft import AutoPeftModelForCausalLM
-from tiny import SENTENCES
+from tiny import SENTENCES, SLIDING, make_model
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from training.base import load_base
 from training.collator import IGNORE
+from training.export import export
+from training.objectives import info_nce
 from training.resume import last_complete_checkpoint
 from training.setup import make_trainer
 from training.train import train
@@ -46,6 +49,59 @@ def test_a_run_lowers_all_three_losses(run):
     logs = trained(run(objective_schedule=schedule, logging_steps=10)).state.log_history
     for name in ("mntp", "msg", "sscl", "loss"):
         assert float(logs[3][name]) < float(logs[0][name])
+
+
+@pytest.mark.parametrize("architecture", [*SLIDING, "qwen3", "phi", "phi3"])
+def test_a_run_of_another_architecture(run, corpus, architecture):
+    """LoRA on all linear layers by whatever names, merged, saved, and the adapter on its base."""
+    base = make_model(architecture=architecture)
+    base.save_pretrained(corpus / "tiny")
+    schedule = [{"steps": 10, "mntp": 1, "sscl": 1, "msg": 1}]
+    arguments = run(objective_schedule=schedule, per_device_train_batch_size=4)
+    trainer = trainer_for(arguments)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+
+    def losses():
+        with torch.no_grad():
+            output = trainer.model.eval()(**batch)
+        sscl = info_nce(*output.pair_vectors, temperature=0.1)
+        return {"mntp": output.mntp.sum(), "msg": output.msg.sum(), "sscl": sscl}
+
+    before = losses()
+    trainer.train()
+    after = losses()
+    assert all(after[name] < before[name] for name in before), (before, after)
+    adapted = export(trainer, arguments[0], corpus / "out")
+    vectors = adapted.encode(SENTENCES)
+    loaded = AutoModel.from_pretrained(corpus / "out" / "model", trust_remote_code=True)
+    assert type(loaded).__name__ == type(base).__name__
+    assert abs(loaded.encode(SENTENCES) - vectors).max() < 1e-5
+    adapter = AutoPeftModelForCausalLM.from_pretrained(
+        corpus / "out" / "adapter", trust_remote_code=True
+    )
+    assert abs(adapter.encode(SENTENCES) - vectors).max() < 1e-4
+    assert abs(load_base(str(corpus / "out" / "adapter")).encode(SENTENCES) - vectors).max() < 1e-4
+    adapted_layers = {n for n, m in adapter.named_modules() if n and hasattr(m, "lora_A")}
+    linear = {n for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert {n.removeprefix("base_model.model.model.") for n in adapted_layers} == linear
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"block_length": 60},
+            "block_length is 60, the model's max_length .*48: lower block_length",
+        ),
+        ({"pair_length": 60}, "pair_length is 60"),
+    ],
+)
+def test_what_a_sliding_window_cannot_hold_is_refused_before_the_data_is_read(
+    run, corpus, changes, message
+):
+    make_model(architecture="mistral sliding", sliding_window=48).save_pretrained(corpus / "tiny")
+    with pytest.raises(ValueError, match=message):
+        trainer_for(run(**changes))
 
 
 def test_the_losses_logged_are_means_over_their_own_labels(run):

@@ -1,0 +1,52 @@
+"""MAGNET on other architectures than Llama: the mixin before each one's causal-LM class."""
+
+from transformers import (
+    Gemma3ForCausalLM,
+    MistralForCausalLM,
+    Phi3ForCausalLM,
+    PhiForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+# Older versions of transformers copy only the files that this one names, so it names them all.
+from .checkpoint import CheckpointMixin  # noqa: F401
+from .encoding import EncodingMixin  # noqa: F401
+from .infilling import InfillingMixin  # noqa: F401
+from .masking import sliding_window  # noqa: F401
+from .mixin import CausalLM  # noqa: F401
+from .modeling_magnet import MagnetMixin
+from .settings import MagnetSettings  # noqa: F401
+
+__all__ = [
+    "MagnetGemma3ForCausalLM",
+    "MagnetMistralForCausalLM",
+    "MagnetPhi3ForCausalLM",
+    "MagnetPhiForCausalLM",
+    "MagnetQwen2ForCausalLM",
+    "MagnetQwen3ForCausalLM",
+]
+
+
+class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM):
+    """A Gemma 3, text alone, that encodes, infills and generates."""
+
+
+class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM):
+    """A Mistral that encodes, infills and generates."""
+
+
+class MagnetPhi3ForCausalLM(MagnetMixin, Phi3ForCausalLM):  # type: ignore[misc]
+    """A Phi-3, Phi-3.5 or Phi-4 that encodes, infills and generates."""
+
+
+class MagnetPhiForCausalLM(MagnetMixin, PhiForCausalLM):
+    """A Phi-1, Phi-1.5 or Phi-2 that encodes, infills and generates."""
+
+
+class MagnetQwen2ForCausalLM(MagnetMixin, Qwen2ForCausalLM):
+    """A Qwen2 or Qwen2.5 that encodes, infills and generates."""
+
+
+class MagnetQwen3ForCausalLM(MagnetMixin, Qwen3ForCausalLM):
+    """A Qwen3 that encodes, infills and generates."""

@@ -1,0 +1,51 @@
+"""The class for a checkpoint, found by its `model_type`; each architecture is imported when asked for."""
+
+import importlib
+import os
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .checkpoint import ARCHITECTURES, model_type_of, unsupported
+from .modeling_magnet import MagnetMixin
+
+
+def magnet_class_for(config: PreTrainedConfig) -> type[MagnetMixin]:
+    """The MAGNET class of a config's architecture.
+
+    Args:
+        config: of any checkpoint; only its `model_type` is read.
+
+    Raises:
+        ValueError: there is none; the message names those there are.
+
+    Example:
+        >>> magnet_class_for(AutoConfig.from_pretrained("Qwen/Qwen3-0.6B")).__name__
+        'MagnetQwen3ForCausalLM'
+    """
+    return _class_of(config.model_type, "the config")
+
+
+def load_magnet(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Any:
+    """Load a checkpoint of any supported architecture, with the arguments of `from_pretrained`.
+
+    Args:
+        pretrained_model_name_or_path: a folder or Hub id; all else that `from_pretrained` takes.
+        kwargs: of `from_pretrained`.
+
+    Raises:
+        ValueError: the architecture is not supported; or as in `from_pretrained`.
+        OSError: there is no such folder or id, or it has no config.
+
+    Example:
+        >>> load_magnet("Qwen/Qwen3-0.6B").infill("The old", " boats came home.")
+    """
+    model_type = model_type_of(pretrained_model_name_or_path, **kwargs)
+    model_class = _class_of(model_type, str(pretrained_model_name_or_path))
+    return model_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+
+def _class_of(model_type: str, what: str) -> type[MagnetMixin]:
+    if model_type not in ARCHITECTURES:
+        raise unsupported(model_type, what)
+    return getattr(importlib.import_module(__package__), ARCHITECTURES[model_type])
