@@ -44,7 +44,7 @@ def measure_choices(
 
     Args:
         model: a causal language model with its tokenizer as `model.tokenizer`, such as a
-            `MagnetLlamaForCausalLM`.
+            MAGNET model.
         sources: names of lm-eval's tasks of multiple choice in `FOLDERS`, such as those of
             `evaluation.data.CHOICES`, and `.jsonl` files.
         limit: questions of each source, drawn by the seed; None: all.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetMixin
 from training.base import load_base, single_token_id
 
 from .infilling import Example
@@ -216,7 +216,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_model(
     place: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
-) -> MagnetLlamaForCausalLM:
+) -> MagnetMixin:
     """A model in evaluation mode, on the GPU where there is one.
 
     Args:

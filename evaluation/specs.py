@@ -7,17 +7,18 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file, has_file
 
-from modeling_magnet.checkpoint import PYPI
+from modeling_magnet.checkpoint import ARCHITECTURES, PYPI
+from modeling_magnet.settings import longest_alike
 from training.base import SMOLLM2, SMOLLM2_PLACE
 
-LLAMA_KINDS = ("bidirectional", "last-token", "mean", "echo")
-KINDS = ("magnet", *LLAMA_KINDS, "encoder", "sentence-transformers")
+DECODER_KINDS = ("bidirectional", "last-token", "mean", "echo")
+KINDS = ("magnet", *DECODER_KINDS, "encoder", "sentence-transformers")
 GENERATING_KINDS = ("magnet", "bidirectional")
-"""The kinds that language-model tasks measure. A baseline that reads the same Llama's sentences in
-another way writes what that Llama writes."""
+"""The kinds that language-model tasks measure. A baseline that reads the same decoder's sentences
+in another way writes what that decoder writes."""
 
 
 class Spec(NamedTuple):
@@ -43,7 +44,7 @@ def resolve(spec: str) -> Spec:
             a sentence-transformers model or an encoder.
 
     Raises:
-        ValueError: the kind is unknown, does not fit the model, or a plain Llama comes without one.
+        ValueError: the kind is unknown, does not fit the model, or a plain decoder comes without one.
         OSError: there is no such folder or id.
     """
     kind, colon, place = spec.partition(":")
@@ -82,9 +83,14 @@ def check_tokenizer(spec: Spec) -> None:
 
 def window_of(spec: Spec) -> int | None:
     """How many tokens a model reads at most, where its config says."""
-    config = _config_of(_base_of(spec.place))
+    base = _base_of(spec.place)
+    config = _config_of(base)
     window = (config.get("magnet") or {}).get("max_length")
-    return window or config.get("max_position_embeddings")
+    if window or _package_of(base) or config.get("model_type") not in ARCHITECTURES:
+        return window or config.get("max_position_embeddings")
+    whole = AutoConfig.for_model(**config)
+    limits = whole.max_position_embeddings, longest_alike(whole)
+    return min(limit for limit in limits if limit is not None)
 
 
 def weights_of(spec: Spec) -> str:
@@ -138,16 +144,18 @@ def _config_of(place: str) -> dict[str, Any]:
 
 def _is_magnet(place: str, config: dict[str, Any]) -> bool:
     adapter = (Path(place) / "adapter_config.json").is_file()
-    return adapter or "magnet" in config or "modeling_magnet." in str(config.get("auto_map"))
+    return adapter or "magnet" in config or ".Magnet" in str(config.get("auto_map"))
 
 
 def _check_encoder(place: str, config: dict[str, Any]) -> None:
     kind, classes = config.get("model_type"), config.get("architectures") or []
-    if kind == "llama" or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+    if kind in ARCHITECTURES or any(
+        name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes
+    ):
         raise ValueError(f"{place} is a decoder ({kind}), no encoder: {_choices(place)}")
     if config.get("is_encoder_decoder"):
         raise ValueError(f"{place} is an encoder-decoder ({kind}): give a BERT-like encoder")
 
 
 def _choices(place: str) -> str:
-    return "of a Llama give one of " + ", ".join(f"{kind}:{place}" for kind in LLAMA_KINDS)
+    return "of a decoder give one of " + ", ".join(f"{kind}:{place}" for kind in DECODER_KINDS)

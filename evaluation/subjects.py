@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetMixin
 from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights
 
 from .inputs import load_model
@@ -43,7 +43,7 @@ class Subject(Protocol):
     """What a task measures; vectors are float32, in the order given."""
 
     name: str  # KIND:FOLDER_OR_ID
-    model: MagnetLlamaForCausalLM | None  # where the subject is a language model
+    model: MagnetMixin | None  # where the subject is a language model
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """Return a vector a sentence: (sentences, hidden).
@@ -250,7 +250,7 @@ class _TokenSubject:
 
 
 class CausalSubject(_TokenSubject):
-    """A Llama as a causal reader: `last-token`, `mean` or `echo`.
+    """A decoder as a causal reader: `last-token`, `mean` or `echo`.
 
     Every sequence begins with the start token, if there is one. The default prompt is the
     checkpoint's, as for MAGNET; `echo` has none, its template is one.

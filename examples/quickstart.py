@@ -1,4 +1,4 @@
-"""From a Llama to a model that encodes, infills and generates, in minutes on a CPU.
+"""From a base model to one that encodes, infills and generates, in minutes on a CPU.
 
     make quickstart
     python -m examples.quickstart --steps 100 --output outputs/longer
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import load_magnet
 from training.base import load_base, prepare_base
 from training.data import first_texts
 from training.train import parse, train
@@ -45,7 +45,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, help="training steps (default: the config's 30)")
-    parser.add_argument("--model", help="Hub id or folder of a Llama (default: SmolLM2-135M)")
+    parser.add_argument("--model", help="Hub id or folder of a base model (default: SmolLM2-135M)")
     parser.add_argument("--text", help="your text: .txt, .jsonl or .parquet")
     parser.add_argument("--pairs", help="your sentence pairs: .jsonl or .parquet")
     parser.add_argument("--output", default="outputs/quickstart", help="where results go")
@@ -131,7 +131,7 @@ def main() -> None:
             write(files["as_it_comes"], {"figures": measure(base, chosen.sts)})
         prepare_base(arguments[0], first_texts(arguments[1], 160), output / "base")
         if not files["before"].exists():
-            base = MagnetLlamaForCausalLM.from_pretrained(output / "base").eval()
+            base = load_magnet(output / "base").eval()
             write(files["before"], {"figures": measure(base, chosen.sts), "examples": show(base)})
         began = stage("base model measured", seconds, began)
     if not adapted:

