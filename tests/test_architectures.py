@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from inspect import getsource
 from pathlib import Path
 
 import pytest
 import torch
 from test_infilling import PREFIX, SUFFIX, in_place, made_endless
 from tiny import ARCHITECTURES, SENTENCES, SLIDING, make_model, make_tokenizer, plain
-from transformers import AutoConfig, BertConfig, BertModel, GPT2Config, StaticCache
+from transformers import AutoConfig, BertConfig, BertModel, GPT2Config, Phi3ForCausalLM, StaticCache
 
 import modeling_magnet
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet, magnet_class_for
@@ -43,7 +44,7 @@ def test_every_class_is_found_by_its_model_type():
 def test_an_architecture_is_imported_when_it_is_asked_for():
     code = (
         "import sys, modeling_magnet; "
-        "assert not [m for m in sys.modules if 'qwen2' in m or 'modeling_magnet.arch' in m]; "
+        "assert not [m for m in sys.modules if 'models.qwen2.' in m or 'magnet.arch' in m]; "
         "modeling_magnet.MagnetQwen2ForCausalLM"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -184,6 +185,10 @@ def test_longrope_keeps_encoding_and_infilling_below_its_switch():
     assert output.sequences.tolist() == [expected]
 
 
+@pytest.mark.skipif(
+    "next_sequence_length" not in getsource(Phi3ForCausalLM.prepare_inputs_for_generation),
+    reason="this transformers drops the cache and then reads the last token alone",
+)
 def test_generation_with_a_map_goes_over_longrope_s_switch():
     """Phi-3 drops its cache there and reads everything again."""
     model, ids = made_endless(longrope()).double(), tokens(36)
