@@ -7,8 +7,8 @@
 Everything that can be checked is checked before the first model is loaded. Each task of each model is
 written when it is done, and not done again by a later run with the same settings, data and weights. A
 task that fails leaves the others' results; the exit status is then 1. Written to `--output`:
-`results.json`, `report.md`, plots, and for each model the infillings that were written, for reading
-and for `evaluation.ratings`.
+`results.json`, `report.md`, plots, and a folder for each model, whose `prompting.json` holds the
+infillings that were written, for reading and for `evaluation.ratings`.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def parse(command_line: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(command_line)
     if options.batch_size < 1:
         parser.error(f"--batch-size is {options.batch_size}: give 1 or more")
-    return options  # fmt: skip
+    return options
 
 
 def check_data(options: argparse.Namespace) -> dict[str, list[list[str]]]:
@@ -195,9 +195,9 @@ def _measure(plan: Plan, subject: Subject, spec: str, name: str, task: Task) -> 
     context = Context(plan.suite, options.seed, options.batch_size)
     if name == "prompting":
         if plan.judge and plan.judge != spec:
-            context = context._replace(
-                judge_model=load_subject(plan.judge, options.start_token).model
-            )
+            dtype = getattr(torch, options.dtype)
+            judge = load_subject(plan.judge, options.start_token, dtype).model
+            context = context._replace(judge_model=judge)
         if options.judge_encoder:
             context = context._replace(judge_encoder=load_subject(options.judge_encoder))
     began = time.monotonic()

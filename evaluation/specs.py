@@ -94,7 +94,10 @@ def window_of(spec: Spec) -> int | None:
 
 
 def weights_of(spec: Spec) -> str:
-    """What tells a checkpoint's weights from others: a digest of its files' dates, or its revision."""
+    """What tells a checkpoint's weights from others: a digest of its files' dates, or its revision.
+
+    Of an adapter its base's too.
+    """
     if package := _package_of(spec.place):
         return f"{spec} {importlib.metadata.version(package)}"
     folder = Path(spec.place)
@@ -103,7 +106,9 @@ def weights_of(spec: Spec) -> str:
         found = [
             (str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files
         ]
-        return f"{spec.kind} {hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]}"
+        digest = f"{spec.kind} {hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]}"
+        base = _base_of(spec.place)
+        return digest if base == spec.place else f"{digest} on {weights_of(Spec(spec.kind, base))}"
     path = str(cached_file(spec.place, "config.json"))
     return f"{spec} {Path(path).parent.name}"
 

@@ -35,7 +35,11 @@ def specs_of(runs: Sequence[Path], adapters: Path, steps: Sequence[int] | None) 
 
     Raises:
         FileNotFoundError: a run has no base, or none of these checkpoints.
+        ValueError: two runs have the same name.
     """
+    names = [folder.resolve().name for folder in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two runs are named {min(twice)}: rename one of the folders")
     found: dict[str, dict] = {}
     for folder in runs:
         base, name = folder / "base", folder.resolve().name
@@ -48,7 +52,8 @@ def specs_of(runs: Sequence[Path], adapters: Path, steps: Sequence[int] | None) 
         found[f"bidirectional:{base}"] = {"run": name, "step": 0}
         for step in chosen:
             adapter = adapters / f"{name}-{step}"
-            if not adapter.exists():
+            newest = checkpoints[step].stat().st_mtime
+            if not adapter.exists() or adapter.stat().st_mtime < newest:
                 write_adapter(checkpoints[step], base.resolve(), adapter)
             found[f"magnet:{adapter}"] = {"run": name, "step": step}
     return found

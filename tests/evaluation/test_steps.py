@@ -90,6 +90,9 @@ def test_steps_that_are_not_there_are_said(ablated, tmp_path, capsys):
     assert "mntp has the checkpoints [2, 4]" in capsys.readouterr().err
     assert steps.main(["--runs", str(tmp_path), *command]) == 2
     assert "has no base/" in capsys.readouterr().err
+    other = tmp_path / "mntp"
+    assert steps.main(["--runs", str(ablated[0] / "mntp"), str(other), *command]) == 2
+    assert "two runs are named mntp" in capsys.readouterr().err
 
 
 def test_curves_of_several_runs(tmp_path):
