@@ -1,6 +1,7 @@
 """The losses and the model class that computes them in one forward pass (MAGNET, section 3.2)."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 
 HEAD_CHUNK = 512
 """Labelled tokens that are in the output head at a time."""
+
+LENGTH_GROUPS = 4
+"""Forward passes over the sentences of a batch, sorted by length, so that few positions are padding."""
 
 
 @dataclass
@@ -197,16 +201,18 @@ class ObjectivesMixin(MagnetMixin):
                 sums = labelled_divergence(hidden[rows], base_hidden, ntp_labels[rows], head)
                 output.divergence = sums.new_zeros(len(hidden)).index_add(0, rows, sums)
         if pair_input_ids is not None:
-            # What GradCache does (Gao et al. 2021), by recomputation: the loss sees all vectors,
-            # memory holds the activations of one chunk, and dropout is replayed.
+            # With `pair_chunk` what GradCache does (Gao et al. 2021), by recomputation: the loss sees
+            # all vectors, memory holds the activations of one chunk, and dropout is replayed.
             ids, mask = pair_input_ids.flatten(0, 1), pair_attention_mask.flatten(0, 1)
+            order = mask.sum(dim=1).argsort()
             (vectors,) = _in_chunks(
                 lambda ids, mask: (self._project(self.pool(ids, mask)),),
-                pair_chunk or len(ids),
-                ids,
-                mask,
+                pair_chunk or math.ceil(len(ids) / LENGTH_GROUPS),
+                ids[order],
+                mask[order],
+                recompute=pair_chunk > 0,
             )  # (views x pairs, hidden)
-            output.pair_vectors = torch.stack(vectors.split(pair_input_ids.shape[1]))
+            output.pair_vectors = vectors[order.argsort()].unflatten(0, pair_input_ids.shape[:2])
         return output
 
     def _project(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -250,11 +256,17 @@ def _sum_rows(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Ten
 
 
 def _in_chunks(
-    function: Callable[..., tuple[torch.Tensor, ...]], size: int, *tensors: torch.Tensor
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    size: int,
+    *tensors: torch.Tensor,
+    recompute: bool = True,
 ) -> list[torch.Tensor]:
-    """Apply a function to chunks of rows, holding the activations of one chunk at a time."""
+    """Apply a function to chunks of rows; `recompute`: hold the activations of one at a time."""
     chunks = list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
     if len(chunks) == 1:
         return list(function(*chunks[0]))
-    results = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
+    if recompute:
+        results = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        results = [function(*chunk) for chunk in chunks]
     return [torch.cat(parts) for parts in zip(*results, strict=True)]
