@@ -3,10 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from .auto import load_magnet, magnet_class_for
-from .checkpoint import ARCHITECTURES
-from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
-from .settings import PAPER_PROMPTS, MagnetSettings
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -18,6 +14,10 @@ if TYPE_CHECKING:
         MagnetQwen2ForCausalLM,
         MagnetQwen3ForCausalLM,
     )
+    from .auto import load_magnet, magnet_class_for
+    from .checkpoint import ARCHITECTURES
+    from .modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
+    from .settings import PAPER_PROMPTS, MagnetSettings
 
 __all__ = [
     "ARCHITECTURES",
@@ -36,9 +36,25 @@ __all__ = [
     "magnet_class_for",
 ]
 
+_MODULES = {
+    "ARCHITECTURES": "checkpoint",
+    "MagnetLlamaForCausalLM": "modeling_magnet",
+    "MagnetMixin": "modeling_magnet",
+    "MagnetSettings": "settings",
+    "PAPER_PROMPTS": "settings",
+    "load_magnet": "auto",
+    "magnet_class_for": "auto",
+}  # of the other names: architectures
+
 
 def __getattr__(name: str):
-    """Import the classes of other architectures than Llama when they are asked for."""
-    if name in ARCHITECTURES.values():
-        return getattr(importlib.import_module(".architectures", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import what is asked for: torch and the models of transformers take seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_MODULES.get(name, 'architectures')}", __name__)
+    globals()[name] = value = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from .encoding import EncodingMixin, _evaluating
-from .masking import CONTEXT, sliding_window
+from .masking import CONTEXT, attention_arguments, sliding_window
 
 CANDIDATE_LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64)
 """Gaps tried where no length is given."""
@@ -236,22 +237,17 @@ class InfillingMixin(EncodingMixin):
 
     def _decode(self, rows: list["_Row"], max_new_tokens: int | None, arguments: dict):
         """Decode all rows in one call of `generate`; fills `row.spans`."""
-        layouts = [row.layout() for row in rows]
-        length = max(len(ids) for ids, _ in layouts)
-        device = self.device
-
-        def left_padded(values: list[list[int]]) -> torch.Tensor:
-            rows = [[0] * (length - len(row)) + row for row in values]
-            return torch.tensor(rows, device=device)  # (rows, length)
-
+        inputs = self._context_inputs([row.layout() for row in rows])
+        length = inputs["input_ids"].shape[1]
         longest = max(row.gap for row in rows)
+        copies = max(
+            self._generation_value(name, arguments) or 1
+            for name in ("num_beams", "num_return_sequences")
+        )
+        if self._share_contexts(rows, copies, arguments):
+            inputs["past_key_values"] = self._read_contexts(rows, copies)
         output: Any = self.generate(
-            input_ids=left_padded([ids for ids, _ in layouts]),
-            position_ids=left_padded([positions for _, positions in layouts]),
-            attention_mask=left_padded([[1] * len(ids) for ids, _ in layouts]),
-            span_ids=torch.full((len(rows), length), CONTEXT, device=device),
-            max_new_tokens=min(longest, max_new_tokens or longest),
-            **arguments,
+            **inputs, max_new_tokens=min(longest, max_new_tokens or longest), **arguments
         )
         whole = not isinstance(output, torch.Tensor)
         written = (output.sequences if whole else output)[:, length:]
@@ -265,6 +261,71 @@ class InfillingMixin(EncodingMixin):
                 end = next((i for i, token in enumerate(span) if token in ends), len(span))
                 row.spans.append(span[:end])
         return output
+
+    def _context_inputs(self, layouts: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
+        """Token ids and positions as left-padded tensors (rows, length), all of them context."""
+        length = max(len(ids) for ids, _ in layouts)
+
+        def left_padded(values: list[list[int]]) -> torch.Tensor:
+            rows = [[0] * (length - len(row)) + row for row in values]
+            return torch.tensor(rows, device=self.device)
+
+        return {
+            "input_ids": left_padded([ids for ids, _ in layouts]),
+            "position_ids": left_padded([positions for _, positions in layouts]),
+            "attention_mask": left_padded([[1] * len(ids) for ids, _ in layouts]),
+            "span_ids": torch.full((len(layouts), length), CONTEXT, device=self.device),
+        }
+
+    def _share_contexts(self, rows: list["_Row"], copies: int, arguments: dict) -> bool:
+        """Whether some rows have the same context, and the cache is one that can be made here."""
+        if len({row.shared for row in rows}) == len(rows) * copies or len(rows[0].order) < 2:
+            return False
+        return (
+            sliding_window(self.config) is None
+            and self._generation_value("cache_implementation", arguments) is None
+            and self._generation_value("use_cache", arguments) is not False
+        )
+
+    def _read_contexts(self, rows: list["_Row"], copies: int) -> DynamicCache:
+        """The keys and values of all but the last token of each row, each context read once.
+
+        The blanks of a text differ in the order of the columns alone, so their caches are gathered
+        from one. `generate` reads the last token itself, whose output it needs.
+        """
+        contexts = {row.shared: row for row in rows}
+        inputs = self._context_inputs([row.in_order() for row in contexts.values()])
+        cache = DynamicCache(config=self.config)
+        arguments = attention_arguments(
+            self.config,
+            inputs["span_ids"],
+            query_length=inputs["input_ids"].shape[1],
+            dtype=self.dtype,
+            attention_mask=inputs["attention_mask"],
+        )
+        self.base_model(
+            input_ids=inputs["input_ids"],
+            position_ids=inputs["position_ids"],
+            past_key_values=cache,
+            use_cache=True,
+            **arguments,
+        )
+        own = list(contexts)
+        columns = torch.zeros(
+            len(rows), max(row.context for row in rows) - 1, dtype=torch.long, device=self.device
+        )  # (rows, length - 1)
+        for n, row in enumerate(rows):
+            pad = inputs["input_ids"].shape[1] - row.context
+            order = torch.tensor(row.order[:-1], device=self.device) + pad
+            columns[n, columns.shape[1] - len(order) :] = order
+        sources = torch.tensor([own.index(row.shared) for row in rows], device=self.device)
+        columns, sources = (t.repeat_interleave(copies, dim=0) for t in (columns, sources))
+        for layer in cache.layers:
+            for name in ("keys", "values"):
+                states = getattr(layer, name)  # (contexts, heads, columns, size)
+                gathered = states.transpose(1, 2)[sources[:, None].to(states.device), columns]
+                setattr(layer, name, gathered.transpose(1, 2).contiguous())
+        return cache
 
     def _best(self, rows: list["_Row"]) -> list["_Row"]:
         """One row for each blank, its spans the candidates of all gaps, the likeliest first.
@@ -363,17 +424,32 @@ class _Row:
         """How many tokens stand around the blanks."""
         return sum(map(len, self.parts))
 
-    def layout(self) -> tuple[list[int], list[int]]:
-        """Token ids and positions in cache order: what is behind the blank, then what is before."""
-        positions, start = [], 0
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """What rows of the same context, at the same positions, have in common."""
+        return (self.text, *self.gaps)
+
+    @property
+    def order(self) -> list[int]:
+        """The context's tokens in cache order: what is behind the blank, then what is before."""
+        before = sum(map(len, self.parts[: self.blank + 1]))
+        return [*range(before, self.context), *range(before)]
+
+    def in_order(self) -> tuple[list[int], list[int]]:
+        """Token ids and positions of the context in the text's order."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        start = 0
         for part, gap in zip(self.parts, [*self.gaps, 0], strict=True):
-            positions.append(list(range(start, start + len(part))))
+            token_ids += part
+            positions += range(start, start + len(part))
             start += len(part) + gap
-        order = [*range(self.blank + 1, len(self.parts)), *range(self.blank + 1)]
-        return (
-            [token for part in order for token in self.parts[part]],
-            [position for part in order for position in positions[part]],
-        )
+        return token_ids, positions
+
+    def layout(self) -> tuple[list[int], list[int]]:
+        """The same in cache order."""
+        token_ids, positions = self.in_order()
+        return [token_ids[i] for i in self.order], [positions[i] for i in self.order]
 
 
 class _SpanStreamer(BaseStreamer):

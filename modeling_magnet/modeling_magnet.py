@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .checkpoint import CheckpointMixin
 from .encoding import EncodingMixin
 from .infilling import InfillingMixin
-from .masking import attention_arguments, check_span_ids, extend_span_ids
+from .masking import attention_arguments, check_span_ids, extend_span_ids, sliding_window
 from .mixin import CausalLM
 from .settings import MagnetSettings
 
@@ -116,6 +116,8 @@ class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
             )
         if past == 0:
             check_span_ids(span_ids, query.shape[0], span_ids.shape[1])
+        elif query.shape[1] == 1 and sliding_window(self.config) is None and not span_ids.any():
+            return inputs  # one token behind context alone sees every column, as in plain decoding
         inputs.update(
             attention_arguments(
                 self.config,
