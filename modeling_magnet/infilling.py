@@ -323,7 +323,8 @@ class InfillingMixin(EncodingMixin):
         for layer in cache.layers:
             for name in ("keys", "values"):
                 states = getattr(layer, name)  # (contexts, heads, columns, size)
-                gathered = states.transpose(1, 2)[sources[:, None].to(states.device), columns]
+                index = sources[:, None].to(states.device), columns.to(states.device)
+                gathered = states.transpose(1, 2)[index]  # (rows, length - 1, heads, size)
                 setattr(layer, name, gathered.transpose(1, 2).contiguous())
         return cache
 

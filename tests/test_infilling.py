@@ -11,6 +11,8 @@ from transformers import (
     TextStreamer,
 )
 
+from modeling_magnet.masking import sliding_window
+
 NEVER = 10**6  # the id of no token
 PREFIX, SUFFIX = "The old harbour was", " before the boats came home."
 
@@ -206,6 +208,33 @@ def test_several_blanks_equal_one_blank_with_gaps_elsewhere(endless, lengths):
     assert [len(text) for text in several] == [3, 2]
     if lengths == 3:
         assert several[0] == output
+
+
+def test_blanks_and_samples_read_their_context_once(any_endless):
+    """One prefill for all of them, and what is written is what one prefill each gives."""
+    read = []
+    embedding = any_endless.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, x, output: read.append(x[0].numel()))
+    text = ["The old", " was quiet before", " came home."]
+    texts, each = [text, ["A", " or B", "."]], {"cache_implementation": "static"}
+    for parts, arguments in (
+        (text, {}),
+        (texts, {}),
+        (texts, {"num_beams": 3, "num_return_sequences": 2}),
+        (texts, {"num_return_sequences": 3, "do_sample": True}),
+    ):
+        torch.manual_seed(0)
+        shared = any_endless.infill_blanks(parts, span_length=4, **arguments)
+        torch.manual_seed(0)
+        assert any_endless.infill_blanks(parts, span_length=4, **arguments, **each) == shared
+    context = 1 + sum(len(ids_of(any_endless, part)) for part in text)
+    for arguments, rows in (({}, 2), ({"num_return_sequences": 3, "do_sample": True}, 6)):
+        read.clear()
+        any_endless.infill_blanks(text, span_length=4, **arguments)
+        if sliding_window(any_endless.config) is None:
+            assert sum(read) == context + 4 * rows
+        else:
+            assert sum(read) == context * rows + 3 * rows
 
 
 def test_streaming(endless):
