@@ -17,6 +17,9 @@ from .masking import CONTEXT, attention_arguments
 
 TOKENIZE_AT_ONCE = 4096
 
+CPU_BATCH_TOKENS = 1024
+"""Tokens of a batch on a CPU, padding included: more are no faster, as they leave its cache."""
+
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
@@ -51,7 +54,8 @@ class EncodingMixin(CheckpointMixin):
             prompt_name: the named prompt to put before each sentence. Default: the checkpoint's
                 `default_prompt_name`.
             prompt: the text of the prompt itself instead; `""` for none.
-            batch_size: sentences in a forward pass. Batches are made of similar lengths.
+            batch_size: the most sentences in a forward pass. Batches are made of similar lengths; on
+                a CPU those of long texts are smaller.
             show_progress_bar: None shows it where transformers' log level is `info` or below.
             output_value: `"sentence_embedding"`, or `"token_embeddings"` for what `encode_tokens`
                 returns (of the sentences without a prompt).
@@ -147,7 +151,7 @@ class EncodingMixin(CheckpointMixin):
 
         Args:
             sentences: a text, or a sequence of texts.
-            batch_size: sentences in a forward pass.
+            batch_size: as in `encode`.
             show_progress_bar: as in `encode`.
             convert_to_numpy: return arrays; False: tensors on the CPU.
             device: as in `encode`.
@@ -183,7 +187,7 @@ class EncodingMixin(CheckpointMixin):
         Args:
             sentences: a text, or a sequence of texts, which are split at white space; or a sequence
                 of sequences of words (one sentence in words: `[["A", "cat"]]`).
-            batch_size: sentences in a forward pass.
+            batch_size: as in `encode`.
             show_progress_bar: as in `encode`.
             convert_to_numpy: return arrays; False: tensors on the CPU.
             device: as in `encode`.
@@ -349,8 +353,9 @@ class EncodingMixin(CheckpointMixin):
         """Run `vectors_of(model, indices)` over batches of similar length, on one device or many."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give 1 or more")
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # a memory error comes first
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        devices = device if isinstance(device, (list, tuple)) else [device or self.device]
+        on_cpu = all(torch.device(name).type == "cpu" for name in devices)
+        batches = _batches(lengths, batch_size, CPU_BATCH_TOKENS if on_cpu else None)
         if show_progress_bar is None:
             show_progress_bar = logging.get_verbosity() <= logging.INFO
         bar = tqdm(total=len(lengths), desc="Encoding", unit="text", disable=not show_progress_bar)
@@ -384,6 +389,19 @@ class EncodingMixin(CheckpointMixin):
             same = _resolved(name) == mine and self not in replicas
             replicas.append(self if same else copy.deepcopy(self).to(name))
         return replicas
+
+
+def _batches(lengths: list[int], batch_size: int, most_tokens: int | None) -> list[list[int]]:
+    """Indices in batches of similar length, the longest first: a memory error comes at once."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        full = not batches or len(batches[-1]) == batch_size
+        if not full and most_tokens is not None:
+            full = (len(batches[-1]) + 1) * lengths[batches[-1][0]] > most_tokens
+        if full:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def _as_list(sentences) -> tuple[list[str], bool]:

@@ -1,0 +1,56 @@
+"""A missing sentence of each story as `model.infill` writes it, all shown and none picked, in Markdown.
+
+    python -m evaluation.samples --model checkpoints/magnet-smollm2-135m --stories examples/data/stories.tsv \\
+        --output infillings.md
+
+The call is `model.infill(prefix, suffix)`, greedy, without a length; which sentence is missing is
+drawn by the seed, from the second to the fourth.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .inputs import add_model_arguments, load_model, read_stories
+from .judging import parts_of
+from .lengths import GREEDY
+
+
+def samples(model, stories: Sequence[Sequence[str]], seed: int = 0, progress: bool = True) -> str:
+    """A Markdown list of the stories: what was written in bold, what is missing behind it.
+
+    Args:
+        model: a MAGNET model.
+        stories: each of five sentences.
+        seed: of the missing sentences' numbers.
+        progress: show a bar.
+    """
+    gaps = np.random.default_rng(seed).integers(2, 5, size=len(stories)).tolist()
+    lines = []
+    for story, gap in tqdm(list(zip(stories, gaps, strict=True)), disable=not progress):
+        left, missing, right = parts_of(story, gap)
+        written = " ".join(model.infill(left, f" {right}", **GREEDY).split())
+        shown = f"**{written}**" if written else "**(nothing)**"
+        lines.append(f"{len(lines) + 1}. {left} {shown} {right}<br>*Missing: {missing}*")
+    return "\n".join(lines)
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--stories", required=True, help="TSV, columns sentence1 to sentence5")
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    options = parser.parse_args(command_line)
+    model = load_model(options.model, options.start_token)
+    text = samples(model, read_stories(options.stories), options.seed)
+    print(text)
+    if options.output:
+        options.output.write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
