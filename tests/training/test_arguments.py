@@ -24,7 +24,13 @@ RECIPES |= {
         *(CONFIGS / "ablations").glob("*.yaml"),
         *(
             CONFIGS / f"{name}.yaml"
-            for name in ("smollm2-135m-cpu", "llm2vec-mntp", "llm2vec-simcse", "keep-generation")
+            for name in (
+                "smollm2-135m-cpu",
+                "released",
+                "llm2vec-mntp",
+                "llm2vec-simcse",
+                "keep-generation",
+            )
         ),
     )
 }
