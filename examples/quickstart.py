@@ -6,8 +6,9 @@
 
 Measures the base model as it comes, and with the start token that it predicts text best behind; adapts it with
 all three objectives, writes a folder, loads that in a new process
-by `AutoModel.from_pretrained(folder, trust_remote_code=True)`, measures again and prints both. What an
-earlier run with the same options has finished is used, not done again.
+by `AutoModel.from_pretrained(folder, trust_remote_code=True)`, measures again and prints both, beside the
+checkpoint that this repository carries, which was adapted for longer. What an earlier run with the same options has
+finished is used, not done again.
 """
 
 import argparse
@@ -28,9 +29,16 @@ from training.train import parse, train
 
 from .folder import INFILLS, SENTENCES, measure, show
 
-CONFIG = Path(__file__).parents[1] / "training" / "configs" / "quickstart.yaml"
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "training" / "configs" / "quickstart.yaml"
+RELEASED = ROOT / "checkpoints" / "magnet-smollm2-135m"
 
-TITLES = {"as_it_comes": "as it comes", "before": "start token", "after": "adapted"}
+TITLES = {
+    "as_it_comes": "as it comes",
+    "before": "start token",
+    "after": "adapted",
+    "released": "released",
+}
 
 ROWS = {
     "both_sides": "infilling perplexity, both sides",
@@ -98,16 +106,20 @@ def table(columns: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def print_examples(before: dict, after: dict) -> None:
-    """One example of each job, before and after."""
+def print_examples(examples: dict[str, dict]) -> None:
+    """One example of each job, of each model."""
     print("Encoding: cosine similarity to the first sentence\n  " + SENTENCES[0])
+    print("  " + "".join(f"{name:>12}" for name in examples))
     for i, sentence in enumerate(SENTENCES[1:], 1):
-        old, new = before["similarity"][0][i], after["similarity"][0][i]
-        print(f"    {old:6.2f} before {new:6.2f} after   {sentence}")
+        shown = "".join(f"{found['similarity'][0][i]:12.2f}" for found in examples.values())
+        print(f"  {shown}   {sentence}")
     print("\nInfilling: the text between the brackets was written")
-    for (prefix, suffix), old, new in zip(INFILLS, before["infill"], after["infill"], strict=True):
-        print(f"  before: {prefix}[{old}]{suffix}\n  after:  {prefix}[{new}]{suffix}")
-    print(f"\nGenerating\n  before: {before['generate']}\n  after:  {after['generate']}")
+    for i, (prefix, suffix) in enumerate(INFILLS):
+        for name, found in examples.items():
+            print(f"  {name + ':':12} {prefix}[{found['infill'][i]}]{suffix}")
+    print("\nGenerating")
+    for name, found in examples.items():
+        print(f"  {name + ':':12} {found['generate']}")
 
 
 def main() -> None:
@@ -144,10 +156,18 @@ def main() -> None:
         command += ["--sts", chosen.sts] if chosen.sts else []
         subprocess.run(command, check=True, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"})
         began = stage("reloaded and measured", seconds, began)
+    if chosen.model is None:
+        files["released"] = output / "released.json"
+        if not files["released"].exists():
+            print(f"4. Measure the released checkpoint, {RELEASED.relative_to(ROOT)}", flush=True)
+            model = load_magnet(RELEASED).eval()
+            content = {"figures": measure(model, chosen.sts), "examples": show(model)}
+            write(files["released"], content)
+            began = stage("released checkpoint measured", seconds, began)
 
     results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
     print(table({TITLES[name]: result["figures"] for name, result in results.items()}), end="\n\n")
-    print_examples(results["before"]["examples"], results["after"]["examples"])
+    print_examples({TITLES[k]: r["examples"] for k, r in results.items() if "examples" in r})
     print(f"\nThe adapted model: {folder}   (LoRA adapter alone: {output / 'adapter'})")
     if seconds:
         print(f"Took {sum(seconds.values()):.0f} s.")

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ARCHITECTURES, SENTENCES, make_model
 
+from modeling_magnet.encoding import _batches
+
 PROMPT = "Given the sentence, find its representation: "
 
 
@@ -42,6 +44,33 @@ def test_any_texts_come_back_in_order(texts, batch_size):
     assert vectors.shape == (len(texts), 48)
     for text, vector in zip(texts, vectors, strict=True):
         np.testing.assert_allclose(model.encode(text), vector, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 5), st.integers(1, 90))
+def test_batches_hold_each_text_once_and_keep_to_their_bounds(lengths, batch_size, most_tokens):
+    bounded, unbounded = (_batches(lengths, batch_size, most) for most in (most_tokens, None))
+    assert len(unbounded) == -(-len(lengths) // batch_size)
+    for batches in (bounded, unbounded):
+        order = [i for batch in batches for i in batch]
+        assert sorted(order) == list(range(len(lengths)))
+        assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
+        assert all(1 <= len(batch) <= batch_size for batch in batches)
+    for batch in bounded:
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= most_tokens
+
+
+def test_on_a_cpu_long_texts_go_in_smaller_batches(monkeypatch):
+    model = make_model(max_position_embeddings=2048)
+    texts = [SENTENCES[0] * n for n in (30, 29, 1, 1, 1)]
+    together = model.encode(texts)
+    sizes = []
+    pool = model.pool
+    monkeypatch.setattr(
+        model, "pool", lambda **inputs: sizes.append(len(inputs["input_ids"])) or pool(**inputs)
+    )
+    np.testing.assert_array_equal(model.encode(texts), together)
+    assert sizes == [1, 1, 3]
+    np.testing.assert_allclose(model.encode(texts, batch_size=1), together, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

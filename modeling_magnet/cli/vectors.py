@@ -14,7 +14,7 @@ from .loading import fingerprint
 from .reading import Row, batches, count_rows, identify, read_texts
 from .writing import FORMATS, JsonlFile, ShardFolder, Skipped, whole_file
 
-BATCHES_AT_ONCE = 8
+BATCHES_AT_ONCE = 32
 """Texts of so many batches are held in memory, and sorted by length among themselves."""
 
 PRECISIONS = ("float32", "binary", "ubinary")
