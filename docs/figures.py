@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from modeling_magnet.masking import CONTEXT, hybrid_mask_function
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  behind the choice of the backend
+from matplotlib import pyplot
 
 IMAGES = Path(__file__).parent / "images"
 WORDS = ["The", "cat", "sat", "on", "the", "mat", "all", "day"]

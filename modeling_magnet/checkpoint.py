@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -45,9 +45,15 @@ MODEL_CARD = """---
 library_name: transformers
 pipeline_tag: sentence-similarity
 tags: [magnet, sentence-transformers, feature-extraction, text-infilling, text-generation]
+widget:
+- source_sentence: A cat sleeps on the warm stones.
+  sentences:
+  - The animal is resting in the sun.
+  - A dog runs after a ball.
+  - The price of bread has gone up.
 ---
 
-# {name}
+# {title}
 
 One model that encodes, infills and generates: a {architecture} with MAGNET's hybrid attention.
 
@@ -317,8 +323,7 @@ class CheckpointMixin(CausalLM):
                 custom_object_save(self, aside)
                 self._write_config(aside / "config.json", settings)
                 self._write_sentence_transformers_files(aside, settings)
-                card = MODEL_CARD.format(name=target.name, architecture=self._base_class_name())
-                (aside / "README.md").write_text(card, encoding="utf-8")
+                self._write_card(aside, target.name)
             _move_into(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -327,8 +332,10 @@ class CheckpointMixin(CausalLM):
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, max_shard_size: str = "50GB", **kwargs
-    ) -> str:
+    ) -> CommitInfo:
         """Upload the folder that `save_pretrained` writes.
+
+        A model card that is in the repository already stays as it is.
 
         Args:
             repo_id: `user/name`; made if it does not exist.
@@ -337,7 +344,14 @@ class CheckpointMixin(CausalLM):
                 `create_pr`.
 
         Returns:
-            The commit's address.
+            The commit: its address as a string, its hash as `oid`.
+
+        Raises:
+            TypeError: an argument is none of these.
+            ValueError: the model has no tokenizer.
+
+        Example:
+            >>> commit = model.push_to_hub("me/my-magnet", private=True)  # doctest: +SKIP
         """
         unknown = set(kwargs) - set(HUB_ARGUMENTS)
         if unknown:
@@ -347,11 +361,21 @@ class CheckpointMixin(CausalLM):
             self.save_pretrained(path, max_shard_size=max_shard_size)
             return self._upload(path, repo_id, **kwargs)
 
-    def _upload(self, folder: Path, repo_id: str, private=None, token=None, **kwargs) -> str:
+    def _upload(self, folder: Path, repo_id: str, private=None, token=None, **kwargs) -> CommitInfo:
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         kwargs.setdefault("commit_message", "Upload MAGNET model")
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+        if api.file_exists(repo_id, "README.md", revision=kwargs.get("revision")):
+            kwargs["ignore_patterns"] = ["README.md"]
+        elif (folder / "config.json").exists():
+            self._write_card(folder, repo_id)  # under the name that it loads by
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs)
+
+    def _write_card(self, folder: Path, name: str) -> None:
+        card = MODEL_CARD.format(
+            name=name, title=name.split("/")[-1], architecture=self._base_class_name()
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _base_class_name(self) -> str:
         """The class of transformers that the folder is without remote code."""

@@ -13,7 +13,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from modeling_magnet.cli import app
-from training.train import parse
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -125,6 +124,8 @@ def check_command(command: str) -> None:
             name, subcommand, rest = group.resolve_command(context, words[1:])
             subcommand.make_context(name, rest, parent=context)  # parses, and runs nothing
     elif words[:3] == ["python", "-m", "training.train"]:
+        from training.train import parse  # which takes seconds to import
+
         model, data, _ = parse([*words[3:], "--use_cpu"])
         assert model.model and data.text
     else:
