@@ -1,5 +1,6 @@
 """The pages of docs/ do what they say: blocks run, commands exist, links lead somewhere, pictures are true."""
 
+import doctest
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ from test_model import add_lora
 from tiny import SENTENCES, make_model
 
 from docs import figures
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetLlamaForCausalLM, masking
 from training.train import parse
 
 DOCS = ROOT / "docs"
@@ -115,6 +116,11 @@ def test_the_configs_shown_are_configs(tmp_path):
 @pytest.mark.parametrize("page", markdown_files(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_link_is_dead(page):
     assert not dead_links(page)
+
+
+def test_the_examples_of_the_span_map_are_true():
+    result = doctest.testmod(masking)
+    assert result.failed == 0 and result.attempted >= 4
 
 
 def test_a_dead_link_would_be_seen(tmp_path):

@@ -167,6 +167,47 @@ print(json.dumps({
 }))
 """
 
+ADAPTER = """
+import json, sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+from huggingface_hub import HfApi
+from test_model import add_lora
+from tiny import SENTENCES, make_model
+from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
+
+make_model().push_to_hub("me/base")
+base = MagnetLlamaForCausalLM.from_pretrained("me/base").eval()
+ids = torch.tensor([[5, 6, 7]])
+logits = base(input_ids=ids).logits
+adapted = add_lora(base)
+adapted.save_pretrained("adapter")
+settings = adapted.config.to_dict() | {"magnet": {"default_prompt_name": "STS"}}
+open("adapter/config.json", "w").write(json.dumps(settings, default=str))
+HfApi().create_repo("me/adapter")
+commit = HfApi().upload_folder(repo_id="me/adapter", folder_path="adapter").oid
+loaded = load_magnet("me/adapter", revision=commit)
+with loaded.without_adapter():
+    same = torch.equal(loaded(input_ids=ids).logits, logits)
+adapted.config.magnet = {"default_prompt_name": "STS"}
+print(json.dumps({"vectors": [model.encode(SENTENCES[0]).tolist() for model in (loaded, adapted)],
+                  "prompt": loaded.magnet_settings.default_prompt_name, "same": same}))
+"""
+
+
+def test_an_adapter_loads_from_the_hub_with_its_settings(tmp_path):
+    """A released folder: adapter and settings, on a base that is had elsewhere, tokenizer included."""
+    with HubServer() as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", ADAPTER, ROOT, ROOT / "tests"],
+            env={**os.environ, **hub.environment(tmp_path / "cache")},
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(*result["vectors"], atol=1e-6)
+    assert result["prompt"] == "STS" and result["same"]
+
 
 def test_a_model_is_shared_and_pinned_as_the_page_says(tmp_path, tiny):
     """The page's own blocks, against a Hub on this machine."""
