@@ -2,6 +2,7 @@
 # make test         install, then run all tests
 # make lint         ruff and mypy
 # make format       ruff format and its fixes
+# make docs         build the documentation into site/
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ define install
 	touch $@
 endef
 
-.PHONY: quickstart test lint format
+.PHONY: quickstart test lint format docs
 .DEFAULT_GOAL := test
 
 quickstart: $(VENV)/.quickstart
@@ -36,10 +37,17 @@ format: $(VENV)/.dev
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
+
 $(VENV)/.quickstart: EXTRAS = train,eval,gguf
 $(VENV)/.quickstart: pyproject.toml $(CONSTRAINTS)
 	$(install)
 
 $(VENV)/.dev: EXTRAS = dev
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS)
+	$(install)
+
+$(VENV)/.docs: EXTRAS = docs
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS)
 	$(install)

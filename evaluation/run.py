@@ -37,7 +37,17 @@ LIBRARIES = ("torch", "transformers", "mteb", "lm_eval", "sentence-transformers"
 
 
 def parse(command_line: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line.
+
+    Args:
+        command_line: the words behind the command's name. Default: those of this process.
+
+    Returns:
+        The options, an attribute each.
+
+    Raises:
+        SystemExit: one is unknown or wrong.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -104,7 +114,15 @@ def check_data(options: argparse.Namespace) -> dict[str, list[list[str]]]:
 
 
 class Plan:
-    """What is to be measured: checked data, and for each task of each model a key to its result."""
+    """What is to be measured: checked data, and for each task of each model a key to its result.
+
+    Args:
+        options: of `parse`.
+
+    Raises:
+        ValueError, OSError, ImportError: data or a model are missing, broken or do not fit a task; said
+            before the first model is loaded.
+    """
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.suite = options, SUITES[options.suite]
@@ -159,7 +177,16 @@ class Plan:
 
 
 def run(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Measure what is not done; the records of all, and the failures."""
+    """Measure what is not done.
+
+    Args:
+        plan: what is to be measured.
+
+    Returns:
+        A record for each task of each model, those of earlier runs included: its `model`, `task`,
+        `figures` by label, each with interval and number of examples, `seconds`, `versions`; and the
+        failures, each with its `error`.
+    """
     records, failures = [], []
     for spec in plan.specs:
         tasks = {name: task for name, task in plan.tasks.items() if task.fits(resolve(spec))}
@@ -245,7 +272,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def main(command_line: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """The command.
+
+    Args:
+        command_line: the words behind its name. Default: those of this process.
+
+    Returns:
+        The exit status: 0; 1 where a task failed; 2 where data or models do not fit.
+    """
     options = parse(command_line)
     try:
         plan = Plan(options)

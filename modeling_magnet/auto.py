@@ -16,6 +16,9 @@ def magnet_class_for(config: PreTrainedConfig) -> type[MagnetMixin]:
     Args:
         config: of any checkpoint; only its `model_type` is read.
 
+    Returns:
+        The class, such as `MagnetLlamaForCausalLM`.
+
     Raises:
         ValueError: there is none; the message names those there are.
 
@@ -32,6 +35,9 @@ def load_magnet(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> A
     Args:
         pretrained_model_name_or_path: a folder or Hub id; all else that `from_pretrained` takes.
         kwargs: of `from_pretrained`.
+
+    Returns:
+        The model, of the class that `magnet_class_for` finds.
 
     Raises:
         ValueError: the architecture is not supported; or as in `from_pretrained`.

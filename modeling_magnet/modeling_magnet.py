@@ -47,9 +47,9 @@ class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
         """The base class's forward pass, with the hybrid attention mask that `span_ids` asks for.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
-                use_cache, logits_to_keep: as in the base class. With `span_ids`, `attention_mask`
-                is (batch, past + length): 1 for tokens, 0 for padding.
+            input_ids: (batch, length), and all others but `span_ids`: as in the base class.
+            attention_mask: (batch, past + length) 1 for tokens, 0 for padding; with `span_ids` it has
+                this shape, whatever else the base class takes.
             span_ids: (batch, past + length) 0 for a context token, k >= 1 for a token of the k-th
                 span. Context sees all context; a span sees all context and its own earlier tokens
                 (MAGNET, section 3.1). None: plain causal attention.

@@ -80,6 +80,10 @@ class MagnetSettings:
     ) -> "MagnetSettings":
         """Read the settings from `config.magnet`; what is not set there follows the tokenizer.
 
+        Args:
+            config: of the checkpoint; its `magnet` may be missing or hold some of the settings.
+            tokenizer: of the same checkpoint.
+
         Raises:
             ValueError: an unknown setting, neither config nor tokenizer names an end token, or
                 `max_length` is over what the model treats alike.
@@ -129,6 +133,9 @@ class MagnetSettings:
         Args:
             prompt_name: a key of `prompts`.
             prompt: the text itself; `""` for none.
+
+        Returns:
+            The text, with the space at its end; `""` for no prompt.
 
         Raises:
             ValueError: both are given, or no prompt has that name.

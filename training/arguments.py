@@ -316,7 +316,14 @@ class MagnetTrainingArguments(TrainingArguments):
             self.max_steps = sum(phase["steps"] for phase in self.objective_schedule)
 
     def objective_weights(self, step: int) -> dict[str, float]:
-        """The weight of each objective at an optimizer step, counted from 0."""
+        """The weight of each objective at an optimizer step.
+
+        Args:
+            step: counted from 0.
+
+        Returns:
+            All of `OBJECTIVES`, by name; 0 for those that rest.
+        """
         phase: dict[str, Any] = {}
         for phase in self.objective_schedule:
             if step < phase["steps"]:

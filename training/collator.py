@@ -47,6 +47,9 @@ class MagnetCollator:
     def __call__(self, items: list[Item]) -> dict[str, torch.Tensor]:
         """Collate.
 
+        Args:
+            items: of a `MagnetDataset`.
+
         Returns:
             Where items have blocks, `input_ids`, `span_ids`, `mntp_labels`, `msg_labels` (blocks
             with spans) and `ntp_labels` (blocks that are one span): (blocks, block_length), a label

