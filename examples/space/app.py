@@ -398,14 +398,19 @@ with gr.Blocks(title="Magnet") as demo:
                 16,
                 step=1,
                 label="Length",
-                info="tokens a blank; one blank of a given length is streamed",
-                interactive=False,
+                info="tokens a blank, if not automatic; one blank is then streamed",
                 buttons=[],
                 scale=2,
             )
         with gr.Row(equal_height=True):
             samples_box = gr.Slider(
-                1, MOST_SAMPLES, 1, step=1, label="Samples", info="need a temperature", buttons=[]
+                1,
+                MOST_SAMPLES,
+                1,
+                step=1,
+                label="Samples",
+                info="several need a temperature",
+                buttons=[],
             )
             temperature_box, seed_box = sampling_controls()
         with gr.Row():
@@ -427,9 +432,7 @@ with gr.Blocks(title="Magnet") as demo:
             example_labels=["One blank", "A missing sentence, three samples", "Two blanks"],
         )
         filled_boxes = [written_box(f"Sample {i + 1}", visible=i == 0) for i in range(MOST_SAMPLES)]
-        automatic_box.change(
-            lambda on: gr.Slider(interactive=not on), automatic_box, length_box, queue=False
-        )
+        length_box.input(lambda: False, None, automatic_box, queue=False)
         filling = gr.on(
             [fill.click, text_box.submit],
             infill,

@@ -57,7 +57,8 @@ def test_entities(folder, capsys):
     rows = dict(re.findall(r"^span F1, (.*?) +(\S+)$", printed, re.MULTILINE))
     assert list(rows) == ["words alone", "words in context", "both"]
     assert float(rows["both"]) > 30  # chance is near 0
-    assert re.search(r"^ +PER +\S+ +\S+ +\S+ +11$", printed, re.MULTILINE)
+    people = sum(tag == "B-PER" for row in ner_probe.read(ner_probe.SAMPLE)[:30] for _, tag in row)
+    assert re.search(rf"^ +PER +\S+ +\S+ +\S+ +{people}$", printed, re.MULTILINE)
 
 
 def test_entities_of_files(folder, tmp_path, capsys):
@@ -108,7 +109,7 @@ def test_story(folder, capsys):
 
 def test_adapt(folder, tmp_path, capsys):
     output = tmp_path / "out"
-    arguments = ["--model", folder, "--steps", "3", "--count", "4", "--output", str(output)]
+    arguments = ["--model", folder, "--steps", "2", "--count", "3", "--output", str(output)]
     adapt.main(arguments)
     printed = capsys.readouterr().out
     table = {
@@ -116,7 +117,7 @@ def test_adapt(folder, tmp_path, capsys):
         for label, values in re.findall(r"^(.+?) {2,}([\d.]+ +[\d.]+)$", printed, re.MULTILINE)
     }
     before, after = table["both sides seen"]
-    assert 1 < after < before  # three steps are enough to read the right side better
+    assert 1 < after < before  # two steps are enough to read the right side better
     assert np.isfinite(table["left side only"]).all()
     lines = Path("examples/data/wiki-train.jsonl").read_text(encoding="utf-8").splitlines()
     held_out = [json.loads(line)["text"] for line in lines[::10]]

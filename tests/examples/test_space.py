@@ -196,8 +196,8 @@ def test_infilling_of_automatic_length(page, model):
 def test_infilling_of_a_given_length(page, model, keep):
     tab(page, "Infilling")
     page.get_by_label("Text with blanks").fill(ONE_BLANK)
-    page.get_by_label("Automatic length").uncheck()
     page.get_by_label("number input for Length").locator("visible=true").fill("24")
+    playwright.expect(page.get_by_label("Automatic length")).not_to_be_checked()
     page.get_by_role("button", name="Fill in").click()
     prefix, suffix = ONE_BLANK.split("___")
     becomes(lambda: written(page), [words(model.infill(prefix, suffix, span_length=24))])
