@@ -29,7 +29,7 @@ def samples(model, stories: Sequence[Sequence[str]], seed: int = 0, progress: bo
         progress: show a bar.
     """
     gaps = np.random.default_rng(seed).integers(2, 5, size=len(stories)).tolist()
-    lines = []
+    lines: list[str] = []
     for story, gap in tqdm(list(zip(stories, gaps, strict=True)), disable=not progress):
         left, missing, right = parts_of(story, gap)
         written = " ".join(model.infill(left, f" {right}", **GREEDY).split())

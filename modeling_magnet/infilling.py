@@ -333,7 +333,8 @@ class InfillingMixin(EncodingMixin):
 
         A candidate's score is the mean log-probability of the suffix's first tokens behind prefix
         and candidate, read left to right by the same model. (With the candidate's own tokens in the
-        mean, repetitions win: a model finds them likely.)
+        mean, repetitions win: a model finds them likely.) One that ended before its first token is
+        the last choice.
         """
         texts, firsts = [], []
         owners = [(row, span) for row in rows for span in row.spans]
@@ -347,7 +348,7 @@ class InfillingMixin(EncodingMixin):
             best.setdefault((row.text, row.blank), []).append((score, row, span))
         chosen = []
         for candidates in best.values():
-            candidates.sort(key=lambda candidate: -candidate[0])
+            candidates.sort(key=lambda candidate: (not candidate[2], -candidate[0]))
             row = candidates[0][1]
             row.spans = [span for _, _, span in candidates]
             chosen.append(row)

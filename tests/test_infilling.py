@@ -290,6 +290,16 @@ def test_without_a_length_the_suffix_reads_on_best(endless):
     assert len(blanks) == 2 and all(blanks)
 
 
+def test_an_empty_candidate_is_the_last_choice(endless, monkeypatch):
+    """Behind nothing at all a suffix may read on best, but that is not what was asked for."""
+    monkeypatch.setattr(endless, "_mean_log_probability", lambda texts, firsts: [0.0, -9.0, -1.0])
+    rows = endless._rows([[PREFIX, SUFFIX]], [[None]], 12)
+    for row, span in zip(rows, [[], [5, 6], []], strict=True):
+        row.spans = [span]
+    (best,) = endless._best(rows)
+    assert best.spans == [[5, 6], [], []]
+
+
 def test_a_space_at_the_end_of_the_prefix_is_left_to_the_span(endless):
     with_space = endless.infill(PREFIX + " ", SUFFIX, span_length=6)
     assert with_space == endless.infill(PREFIX, SUFFIX, span_length=6).lstrip(" ")
