@@ -2,6 +2,7 @@
 
 from transformers import (
     Gemma3ForCausalLM,
+    GenerationMixin,
     MistralForCausalLM,
     Phi3ForCausalLM,
     PhiForCausalLM,
@@ -28,25 +29,25 @@ __all__ = [
 ]
 
 
-class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM):
+class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):
     """A Gemma 3, text alone, that encodes, infills and generates."""
 
 
-class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM):
+class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):
     """A Mistral that encodes, infills and generates."""
 
 
-class MagnetPhi3ForCausalLM(MagnetMixin, Phi3ForCausalLM):  # type: ignore[misc]
+class MagnetPhi3ForCausalLM(MagnetMixin, Phi3ForCausalLM, GenerationMixin):  # type: ignore[misc]
     """A Phi-3, Phi-3.5 or Phi-4 that encodes, infills and generates."""
 
 
-class MagnetPhiForCausalLM(MagnetMixin, PhiForCausalLM):
+class MagnetPhiForCausalLM(MagnetMixin, PhiForCausalLM, GenerationMixin):
     """A Phi-1, Phi-1.5 or Phi-2 that encodes, infills and generates."""
 
 
-class MagnetQwen2ForCausalLM(MagnetMixin, Qwen2ForCausalLM):
+class MagnetQwen2ForCausalLM(MagnetMixin, Qwen2ForCausalLM, GenerationMixin):
     """A Qwen2 or Qwen2.5 that encodes, infills and generates."""
 
 
-class MagnetQwen3ForCausalLM(MagnetMixin, Qwen3ForCausalLM):
+class MagnetQwen3ForCausalLM(MagnetMixin, Qwen3ForCausalLM, GenerationMixin):
     """A Qwen3 that encodes, infills and generates."""

@@ -424,8 +424,13 @@ class CheckpointMixin(CausalLM):
         """Tell sentence-transformers to hand plain text, untouched by any chat template, to `pool`.
 
         `pool` adds the start and the end token, so the tokenizer must not, and their positions of
-        the window are left free.
+        the window are left free. Batches are padded, so a tokenizer without a padding token, such as
+        Llama's, gets the end token for one there.
         """
+        padding = {}
+        if self.tokenizer.pad_token is None:
+            end_token = self.tokenizer.convert_ids_to_tokens(settings.end_token_id)
+            padding = {"processor_kwargs": {"pad_token": end_token}}
         files = {
             "modules.json": [
                 {
@@ -440,10 +445,11 @@ class CheckpointMixin(CausalLM):
                 "modality_config": {"text": {"method": "pool", "method_output_name": None}},
                 "module_output_name": "sentence_embedding",
                 "processing_kwargs": {"text": {"add_special_tokens": False}},
+                **padding,
             },
             "config_sentence_transformers.json": {
                 "model_type": "SentenceTransformer",
-                "prompts": settings.prompts,
+                "prompts": settings.sentence_transformers_prompts,
                 "default_prompt_name": settings.default_prompt_name,
                 "similarity_fn_name": "cosine",
             },

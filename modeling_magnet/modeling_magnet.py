@@ -8,7 +8,7 @@ Capabilities", 2025.
 """
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import GenerationMixin, LlamaForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -131,5 +131,6 @@ class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
         return inputs
 
 
-class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM):
+# AutoModel makes a class anew, which no other process can unpickle, unless it names GenerationMixin.
+class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):
     """A Llama that encodes, infills and generates; loads any Llama checkpoint."""

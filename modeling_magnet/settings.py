@@ -127,6 +127,16 @@ class MagnetSettings:
         """The settings as they go into `config.magnet`."""
         return asdict(self)
 
+    @property
+    def sentence_transformers_prompts(self) -> dict[str, str]:
+        """The prompts, and the default one for what sentence-transformers calls queries and documents.
+
+        Its `encode_query` and `encode_document`, and whatever stands on them, take no prompt at all
+        where a folder names none for them.
+        """
+        default = self.prompt_text(None, None)
+        return {"query": default, "document": default} | self.prompts
+
     def prompt_text(self, prompt_name: str | None, prompt: str | None) -> str:
         """The text to put before a sentence.
 

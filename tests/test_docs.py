@@ -23,7 +23,10 @@ from training.train import parse
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-ELSEWHERE = {"share-on-the-hub": "tests/test_hub.py, which has a hub"}
+ELSEWHERE = {
+    "share-on-the-hub": "tests/test_hub.py, which has a hub",
+    "integrations": "tests/test_integrations.py, which has the packages",
+}
 """Pages whose Python blocks another test runs."""
 
 

@@ -322,22 +322,30 @@ def generate(
 @app.command(cls=Command)
 def export(
     model: options.Model,
-    out: Annotated[Path, typer.Argument(help="The folder to write, a new one.")],
-    to: Annotated[str, typer.Option(help="plain or encoder.")],
+    out: Annotated[Path, typer.Argument(help="What to write: a new folder; of gguf a file.")],
+    to: Annotated[str, typer.Option(help="plain, encoder, onnx or gguf.")],
     dtype: options.Dtype = "auto",
 ) -> None:
     """Write a copy that other tools open without MAGNET's code. An adapter is merged.
 
     \b
-    magnet export MODEL out --to plain     for vLLM, TGI, llama.cpp's converters: generates
+    magnet export MODEL out --to plain     for transformers, vLLM, TGI: generates
+    magnet export MODEL out.gguf --to gguf for llama.cpp: generates
     magnet export MODEL out --to encoder   for AutoModel and sentence-transformers: encodes
+    magnet export MODEL out --to onnx      for onnxruntime, without torch: encodes
 
-    `plain` is the stock causal language model. `encoder` has no causal mask and no head, and its
-    tokenizer adds the start and the end token; the prompt is the caller's to add.
+    `plain` is the stock causal language model, `gguf` the same in one file: of the architecture
+    llama, with a tokenizer like that of Llama 2, Llama 3, SmolLM or GPT-2, in the precision of --dtype.
+
+    `encoder` has no causal mask and no head, and its tokenizer adds the start and the end token; the
+    prompt is the caller's to add. `onnx` is the same folder with onnx/model.onnx for weights, always
+    in float32, which takes input_ids and attention_mask and gives sentence_embedding, the vectors of
+    `magnet encode`, and last_hidden_state.
     """
     exporting.check_export(to, out)
     exporting.export(load_model(model, "cpu", dtype), to, out)
-    size = sum(path.stat().st_size for path in out.rglob("*")) / 1e6
+    files = [out] if out.is_file() else out.rglob("*")
+    size = sum(path.stat().st_size for path in files) / 1e6
     typer.echo(f"wrote {out}, {size:.1f} MB", err=True)
 
 

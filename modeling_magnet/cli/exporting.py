@@ -12,41 +12,58 @@ import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
+from . import gguf_file, onnx_graph
+from .extras import require
+
 CODE_KEYS = ("auto_map", "magnet")
 """What a config says to MAGNET's code alone."""
 
 
-def export(model: Any, to: str, folder: Path) -> None:
+def export(model: Any, to: str, out: Path) -> None:
     """Write a copy, whole or not at all.
 
     Args:
         model: of `load_model`. An adapter is merged into its weights.
         to: a key of `EXPORTS`.
-        folder: a new one.
+        out: a new folder; of `FILES` a new file.
 
     Raises:
-        ValueError: `to` is no such key, or the adapter holds more than can be merged.
-        FileExistsError: the folder holds something.
+        ValueError: `to` is no such key, or what is to be written cannot hold this model.
+        FileExistsError: something is there.
+        ModuleNotFoundError: a package that `to` needs is not installed.
     """
-    check_export(to, folder)
+    check_export(to, out)
+    if to == "gguf":
+        gguf_file.check(model)
     merge_adapter(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         EXPORTS[to](model, aside)
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
+        if out.is_dir():
+            out.rmdir()
+        aside.rename(out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
 
 
-def check_export(to: str, folder: Path) -> None:
+def check_export(to: str, out: Path) -> None:
     """Refuse, before a model is loaded, what `export` refuses."""
     if to not in EXPORTS:
         raise ValueError(f"--to is {to!r}: give one of {', '.join(EXPORTS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there and not empty: give a new folder")
+    if to in NEEDS:
+        package, extra = NEEDS[to]
+        require(package, f"--to {to}", extra)
+    if to in FILES:
+        if out.suffix != FILES[to]:
+            raise ValueError(f"--to {to} writes a file: give a name that ends in {FILES[to]}")
+        if out.exists():
+            raise FileExistsError(f"{out} is there: give a new name")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there and not empty: give a new folder")
 
 
 def merge_adapter(model: Any) -> None:
@@ -83,17 +100,40 @@ def export_encoder(model: Any, folder: Path) -> None:
     The tokenizer adds the start and the end token, so that what stock transformers reads is what
     `encode` reads. sentence-transformers opens the folder where it can pool as the checkpoint says.
     """
-    decoder, settings = model.base_model, model.magnet_settings
-    _save_as(type(decoder), decoder, folder, is_causal=False)
-    model.tokenizer.save_pretrained(folder)
-    _frame_by_special_tokens(model, folder)
-    starts = settings.start_in_encode and settings.start_token_id is not None
-    if settings.pooling == "end" or not starts:  # its mean would take in the start token
-        _write_sentence_transformers_files(model, folder)
+    _save_as(type(model.base_model), model.base_model, folder, is_causal=False)
+    _save_for_encoding(model, folder)
 
 
-EXPORTS: dict[str, Callable[[Any, Path], None]] = {"plain": export_plain, "encoder": export_encoder}
+def export_onnx(model: Any, folder: Path) -> None:
+    """The encoder export with an ONNX graph, pooling included, in place of its weights."""
+    folder.mkdir()
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model.base_model).__name__], torch.float32
+    config.save_pretrained(folder)
+    _edit_config(folder, is_causal=False)
+    _save_for_encoding(model, folder)
+    (folder / "onnx").mkdir()
+    onnx_graph.write(model, folder / "onnx" / "model.onnx")
+
+
+def export_gguf(model: Any, file: Path) -> None:
+    """The plain model as one file for llama.cpp."""
+    gguf_file.write(model, file)
+
+
+EXPORTS: dict[str, Callable[[Any, Path], None]] = {
+    "plain": export_plain,
+    "encoder": export_encoder,
+    "onnx": export_onnx,
+    "gguf": export_gguf,
+}
 """What `--to` can name."""
+
+FILES = {"gguf": ".gguf"}
+"""Those that are one file, with how its name ends; the others are folders."""
+
+NEEDS = {"gguf": ("gguf", "cli"), "onnx": ("onnxscript", "onnx")}
+"""An optional package, and the extra that brings it."""
 
 
 def _save_as(stock_class: Any, source: Any, folder: Path, **changes: Any) -> None:
@@ -106,10 +146,28 @@ def _save_as(stock_class: Any, source: Any, folder: Path, **changes: Any) -> Non
     stock.load_state_dict(source.state_dict(), assign=True)
     stock.tie_weights()
     stock.save_pretrained(folder)
+    _edit_config(folder, **changes)
+
+
+def _edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | changes
     config = {name: value for name, value in config.items() if name not in CODE_KEYS}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _save_for_encoding(model: Any, folder: Path) -> None:
+    """The tokenizer that frames texts, and what sentence-transformers reads."""
+    settings = model.magnet_settings
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.model_max_length = settings.max_length
+    if tokenizer.pad_token is None:  # batches need one; which it is, the mask hides
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(settings.end_token_id)
+    tokenizer.save_pretrained(folder)
+    _frame_by_special_tokens(model, folder)
+    starts = settings.start_in_encode and settings.start_token_id is not None
+    if settings.pooling == "end" or not starts:  # its mean would take in the start token
+        _write_sentence_transformers_files(model, folder)
 
 
 def _frame_by_special_tokens(model: Any, folder: Path) -> None:
@@ -144,7 +202,7 @@ def _write_sentence_transformers_files(model: Any, folder: Path) -> None:
         "sentence_bert_config.json": {"max_seq_length": settings.max_length},
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
-            "prompts": settings.prompts,
+            "prompts": settings.sentence_transformers_prompts,
             "default_prompt_name": settings.default_prompt_name,
             "similarity_fn_name": "cosine",
         },

