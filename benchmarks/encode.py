@@ -227,24 +227,18 @@ def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
         if found is None or other in found["left out"]:
             made.append(Row.missing(label))
             continue
-        peaks = [
-            max(
-                g["peak_mib"]
-                for name in ("mixed", "short", "long")
-                for g in found["timings"][name][way]
-            )
+        ours, others = (
+            [g for name in ("mixed", "short", "long") for g in found["timings"][name][way]]
             for way in ("Magnet", other)
-        ]
-        made.append(Row.of_rounds(label, peaks[:1], peaks[1:]))
+        )
+        made.append(Row.of_memory(label, ours, others))
     label = "encode to disk: peak memory, MiB; {} lines against {}"
     if found is None:
         return [*made, Row.missing(label.format("most", "fewest"), "<= 1.05")]
-    counts = list(found["corpus"])
-    most, fewest = (
-        [g["peak_mib"] for g in found["corpus"][n]["magnet encode"]]
-        for n in (counts[-1], counts[0])
-    )
-    return [*made, Row.of_rounds(label.format(counts[-1], counts[0]), most, fewest, "<= 1.05")]
+    fewest, *_, most = found["corpus"]
+    answers = [found["corpus"][count]["magnet encode"] for count in (most, fewest)]
+    made.append(Row.of_memory(label.format(most, fewest), answers[0], answers[1], "<= 1.05"))
+    return made
 
 
 def plots(found: dict[str, Any], folder: Path) -> None:
@@ -260,9 +254,14 @@ def plots(found: dict[str, Any], folder: Path) -> None:
             elif name.startswith("batch"):
                 point = int(name.split()[1]), 1e3 * median(answers) / tokens
                 by_batch.setdefault(way, []).append(point)
-    corpus = [
-        (float(n), median(ways["magnet encode"], "peak_mib")) for n, ways in found["corpus"].items()
-    ]
     draw_lines(folder / "encode-length.png", by_length, "tokens in a text", "ms a token")
     draw_lines(folder / "encode-batch.png", by_batch, "texts in a forward pass", "ms a token")
-    draw_lines(folder / "encode-corpus.png", {"magnet encode": corpus}, "lines", "peak memory, MiB")
+    corpus = [
+        (float(n), given["peak_mib"])
+        for n, ways in found["corpus"].items()
+        for given in ways["magnet encode"]
+        if "peak_mib" in given
+    ]
+    if corpus:
+        curve = {"magnet encode": corpus}
+        draw_lines(folder / "encode-corpus.png", curve, "lines", "peak memory, MiB")

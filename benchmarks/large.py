@@ -208,9 +208,10 @@ def _step_that_fits(run, sizes) -> tuple[dict[str, Any], int]:
 
 def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
     """The table's rows of the large model; None where it was not measured."""
-    encode = "7B-shaped, bf16, encode at 512 tokens: % of the measured matrix peak"
-    train = "7B-shaped, bf16, the paper's step: % of the measured matrix peak"
-    whole = "7B-shaped, bf16, the paper's run, projected: minutes"
+    name = "7B" if found is None else f"{Shape(**found['shape']).decoder / 1e9:.2g}B"
+    encode = f"random Llama of {name}, bf16, encode at 512 tokens: % of the measured matrix peak"
+    train = f"random Llama of {name}, bf16, the paper's step: % of the measured matrix peak"
+    whole = f"random Llama of {name}, bf16, the paper's run, projected: minutes"
     if found is None:
         return [
             Row.missing(encode, ">= 60"), Row.missing(train, ">= 55"), Row.missing(whole, "<= 75")

@@ -18,7 +18,7 @@ def encode(model: str, device: str, dtype: str, before: str, after: str):
         doc_max_length=100_000,
     )
 
-    def run(texts: list[str], batch_size: int):
+    def run(texts: list[str], batch_size: int = 32):
         begin = time.perf_counter()
         vectors = loaded.encode(
             [[before, text + after] for text in texts],
@@ -46,7 +46,8 @@ def mntp(model: str, device: str, dtype: str, batches: list[dict]):
     def run(batch: int, update: bool = True):
         begin = time.perf_counter()
         with torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = loaded(**tensors[batch]).loss
+            seen = torch.ones_like(tensors[batch]["input_ids"])
+            loss = loaded(**tensors[batch], attention_mask=seen).loss
         loss.backward()
         if update:
             optimizer.step()

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NOT_MEASURED = "not measured"
 
@@ -61,6 +62,20 @@ class Row:
         ratio = medians[0] / medians[1]
         low, high = (min(ratios), max(ratios)) if len(ratios) > 1 else (None, None)
         return cls(label, shown[0], shown[1], ratio, low, high, aim)
+
+    @classmethod
+    def of_memory(
+        cls,
+        label: str,
+        ours: Sequence[dict[str, Any]],
+        other: Sequence[dict[str, Any]],
+        aim: str | None = None,
+    ) -> "Row":
+        """The ratio of the highest `peak_mib` of answers; not measured where ways shared a process."""
+        if "peak_mib" not in ours[0]:
+            return cls.missing(label, aim)
+        peaks = [max(given["peak_mib"] for given in way) for way in (ours, other)]
+        return cls.of_rounds(label, peaks[:1], peaks[1:], aim)
 
     @classmethod
     def alone(cls, label: str, value: float, other: str = "", aim: str | None = None) -> "Row":

@@ -75,14 +75,14 @@ def train_flops(
     Forward, and backward through the activations: twice the forward pass. The frozen weights get no
     gradient, which would be a third time (6 a parameter, Kaplan et al. 2020, without an adapter);
     attention's backward pass is twice its forward pass. `labelled`: share of the tokens that go
-    through the head, forward twice (chunks are recomputed) and backward. `recompute`: one more
-    forward pass, for gradient checkpointing (Korthikanti et al. 2022); utilisation does not count it.
+    through the head, frozen too. `recompute`: one more forward pass of the decoder, for gradient
+    checkpointing (Korthikanti et al. 2022); utilisation does not count it, nor the head's.
     """
     forward = 2 * shape.decoder
     attention = encode_flops(shape, length) - forward
     passes = 1 if recompute else 0
     flops = (2 + passes) * forward + (3 + passes) * attention
-    return flops + 6 * shape.adapter(rank) + labelled * 3 * 2 * shape.head
+    return flops + 6 * shape.adapter(rank) + labelled * 4 * shape.head
 
 
 def decode_bytes(shape: Shape, context: int, batch: int) -> float:
@@ -190,15 +190,18 @@ def training_memory(shape: Shape, cards: int) -> float:
 def writing_table(options: argparse.Namespace) -> str:
     """Tokens that a card writes in a second, bound by what it reads."""
     rate = options.bandwidth * 1e12 * options.decode
-    batches = (1, 32, 256)
+    batches = (1, 32, 128)
     lines = [
         "| model | " + " | ".join(f"batch {b}: tokens/s" for b in batches) + " |",
         "|---|" + "---|" * len(batches),
     ]
     for name, shape in SHAPES.items():
-        speeds = [rate / decode_bytes(shape, options.context, batch) for batch in batches]
-        fits = (shape.decoder + shape.head) * BF16 < options.memory * 1e9
-        shown = [f"{speed:,.3g}" for speed in speeds] if fits else ["does not fit"] * len(batches)
+        weights = (shape.decoder + shape.head) * BF16
+        shown = []
+        for batch in batches:
+            read = decode_bytes(shape, options.context, batch)
+            fits = weights + (read - weights / batch) * batch < options.memory * 1e9
+            shown.append(f"{rate / read:,.3g}" if fits else "does not fit")
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 

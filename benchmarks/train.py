@@ -239,9 +239,8 @@ def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
             continue
         ours, others = (found["timings"][name][way] for way in ("Magnet", other))
         seconds = [[given["seconds"] for given in way] for way in (ours, others)]
-        peaks = [max(given["peak_mib"] for given in way) for way in (ours, others)]
         count = found["tokens"][name]
         speeds = [f"({len(way) * count / sum(way):.0f})" for way in seconds]
         made.append(Row.of_rounds(labels[0], seconds[0], seconds[1], aims[0], speeds))
-        made.append(Row.of_rounds(labels[1], peaks[:1], peaks[1:], aims[1]))
+        made.append(Row.of_memory(labels[1], ours, others, aims[1]))
     return made
