@@ -62,7 +62,11 @@ def write_folder(model: Path, folder: Path) -> None:
     own = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
     kept = {name: own[name] for name in names if own.get(name) is not None}
-    _write(folder / "tokenizer_config.json", kept | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    kept |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    _write(folder / "tokenizer_config.json", kept)
     for weights in model.glob("model*.safetensors*"):
         link = folder / weights.name
         link.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ SUITES = {
         curve_texts=512, slow_tokens=(16, 8), blocks=32, pairs=64, large=LLAMA_7B,
     ),
     "tiny": Sizes(
-        rounds=2, sentences=12, documents=4, lengths=(4, 16), curve_words=16, batches=(1, 4),
+        rounds=2, sentences=6, documents=2, lengths=(4, 16), curve_words=16, batches=(1, 4),
         curve_texts=4, corpus=(20, 40), context=24, new_tokens=4, infill_batches=(1, 2),
         slow_tokens=(2, 2), blocks=2, block_length=32, pairs=2, mask_lengths=(16, 32), starts=1,
         large=Shape(2, 64, 96, 4, 2, 16, 300), large_blocks=2, large_length=32, large_pairs=2,

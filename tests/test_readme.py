@@ -18,7 +18,10 @@ from training.train import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FOLDERS = [(ROOT / name / "README.md").read_text("utf-8") for name in ("training", "evaluation", "benchmarks")]
+FOLDERS = [
+    (ROOT / name / "README.md").read_text("utf-8")
+    for name in ("training", "evaluation", "benchmarks")
+]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall(README)
 
