@@ -24,6 +24,7 @@ class Row:
         value: what the aim is about: the ratio of ours to the other's, or ours alone.
         low, high: the lowest and highest of the rounds' ratios; None of one round.
         aim: `>= 1.2` or `<= 1.05`; None: there is none.
+        is_alone: whether `value` is ours alone.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     aim: str | None = None
+    is_alone: bool = False
 
     @classmethod
     def missing(cls, label: str, aim: str | None = None) -> "Row":
@@ -80,7 +82,7 @@ class Row:
     @classmethod
     def alone(cls, label: str, value: float, other: str = "", aim: str | None = None) -> "Row":
         """A figure that is compared with nothing but its aim."""
-        return cls(label, number(value), other, value, aim=aim)
+        return cls(label, number(value), other, value, aim=aim, is_alone=True)
 
     @property
     def holds(self) -> bool | None:
@@ -92,9 +94,7 @@ class Row:
 
     def line(self) -> str:
         """In Markdown."""
-        ratio = ""
-        if self.value is not None and self.ours != number(self.value):
-            ratio = f"{self.value:.2f}"
+        ratio = "" if self.value is None or self.is_alone else f"{self.value:.2f}"
         if self.low is not None:
             ratio += f" ({self.low:.2f} to {self.high:.2f})"
         held = {True: "yes", False: "**no**", None: ""}[self.holds]

@@ -182,7 +182,7 @@ def same_vectors(tolerance: float) -> Callable[[dict[str, Answer]], None]:
             norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             cosines = (a * b).sum(axis=1) / norms
             if not cosines.min() >= 1 - tolerance:  # NaN is different too
-                n = int(np.nanargmin(cosines))
+                n = int(np.nan_to_num(cosines, nan=-2).argmin())
                 raise DifferentResultsError(
                     f"{way} and {first} give vectors of cosine {cosines[n]:.6f} for text {n}, "
                     f"allowed is {1 - tolerance}: they do not compute the same"
