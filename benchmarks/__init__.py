@@ -1,1 +1,1 @@
-"""Speed and memory, each figure by a command that stands in the README."""
+"""Speed and memory against what one would otherwise use; `python -m benchmarks.run` measures it all."""

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ def measure(way: str, base: str, blocks: int, length: int, steps: int) -> dict[s
     Returns:
         `seconds`: median of a step, the first left out; `mib`: the process's peak memory.
     """
-    model = for_objectives(base, ModelArguments(projection_head=False)).train()
-    inner = model.get_base_model()
+    model: Any = for_objectives(base, ModelArguments(projection_head=False)).train()
+    inner: Any = model.get_base_model()
     collator = MagnetCollator(
         tokenizer=inner.tokenizer, settings=inner.magnet_settings, mask_token_id=79,
         vocab_size=inner.config.vocab_size, arguments=DataArguments(), seed=0, items_a_step=blocks,
@@ -65,12 +66,13 @@ def loss_of(way: str, model, inner, batch) -> torch.Tensor:
     if way == "no loss":
         return hidden.square().mean()
     logits = inner.lm_head(hidden[:, :-1]).float().flatten(0, 1)
-    return sum(
+    losses = [
         F.cross_entropy(
             logits, batch[f"{name}_labels"][:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
         )
         for name in ("mntp", "msg")
-    )
+    ]
+    return losses[0] + losses[1]
 
 
 def main() -> None:

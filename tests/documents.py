@@ -118,6 +118,8 @@ def check_command(command: str) -> None:
     elif words[:3] == ["pip", "install", "-e"]:
         extra = words[3].removeprefix(".[").removesuffix("]")
         assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    elif words[0] == "pytest":
+        assert all(Path(word).exists() for word in words[1:] if not word.startswith("-"))
     elif words[0] == "magnet":
         group = get_command(app)
         with group.make_context("magnet", words[1:]) as context:

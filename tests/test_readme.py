@@ -11,7 +11,7 @@ from modeling_magnet.encoding import EncodingMixin
 from modeling_magnet.infilling import InfillingMixin
 
 README = ROOT / "README.md"
-FOLDERS = [ROOT / name / "README.md" for name in ("training", "evaluation")]
+FOLDERS = [ROOT / name / "README.md" for name in ("training", "evaluation", "benchmarks")]
 
 
 def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):

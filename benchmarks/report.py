@@ -1,0 +1,140 @@
+"""Rows of the table, the table, and plots."""
+
+import operator
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NOT_MEASURED = "not measured"
+
+HEAD = "| | Magnet | other | ratio | aim | holds |\n|---|---|---|---|---|---|"
+
+COMPARES = {">=": operator.ge, "<=": operator.le}
+
+
+@dataclass
+class Row:
+    """A line of the table.
+
+    Attributes:
+        label: what, in which unit; the other.
+        ours, other: as they are shown.
+        value: what the aim is about: the ratio of ours to the other's, or ours alone.
+        low, high: the lowest and highest of the rounds' ratios; None of one round.
+        aim: `>= 1.2` or `<= 1.05`; None: there is none.
+        is_alone: whether `value` is ours alone.
+    """
+
+    label: str
+    ours: str = ""
+    other: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    aim: str | None = None
+    is_alone: bool = False
+
+    @classmethod
+    def missing(cls, label: str, aim: str | None = None) -> "Row":
+        """A row that was not measured."""
+        return cls(label, NOT_MEASURED, aim=aim)
+
+    @classmethod
+    def of_rounds(
+        cls,
+        label: str,
+        ours: Sequence[float],
+        other: Sequence[float],
+        aim: str | None = None,
+        more: Sequence[str] = ("", ""),
+    ) -> "Row":
+        """The ratio of the medians of rounds.
+
+        Args:
+            label: of the row.
+            ours, other: a figure of each round, in turns.
+            aim: for the ratio.
+            more: shown behind the medians.
+        """
+        medians = statistics.median(ours), statistics.median(other)
+        ratios = [a / b for a, b in zip(ours, other, strict=True)]
+        shown = [f"{number(m)} {text}".rstrip() for m, text in zip(medians, more, strict=True)]
+        ratio = medians[0] / medians[1]
+        low, high = (min(ratios), max(ratios)) if len(ratios) > 1 else (None, None)
+        return cls(label, shown[0], shown[1], ratio, low, high, aim)
+
+    @classmethod
+    def of_memory(
+        cls,
+        label: str,
+        ours: Sequence[dict[str, Any]],
+        other: Sequence[dict[str, Any]],
+        aim: str | None = None,
+    ) -> "Row":
+        """The ratio of the highest `peak_mib` of answers; not measured where ways shared a process."""
+        if "peak_mib" not in ours[0]:
+            return cls.missing(label, aim)
+        peaks = [max(given["peak_mib"] for given in way) for way in (ours, other)]
+        return cls.of_rounds(label, peaks[:1], peaks[1:], aim)
+
+    @classmethod
+    def alone(cls, label: str, value: float, other: str = "", aim: str | None = None) -> "Row":
+        """A figure that is compared with nothing but its aim."""
+        return cls(label, number(value), other, value, aim=aim, is_alone=True)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the aim is reached; None without aim or value."""
+        if self.value is None or self.aim is None:
+            return None
+        sign, bound = self.aim.split()
+        return COMPARES[sign](self.value, float(bound))
+
+    def line(self) -> str:
+        """In Markdown."""
+        ratio = "" if self.value is None or self.is_alone else f"{self.value:.2f}"
+        if self.low is not None:
+            ratio += f" ({self.low:.2f} to {self.high:.2f})"
+        held = {True: "yes", False: "**no**", None: ""}[self.holds]
+        cells = [self.label, self.ours, self.other, ratio, self.aim or "", held]
+        return "| " + " | ".join(cells) + " |"
+
+
+def number(value: float) -> str:
+    """With three digits that count.
+
+    Example:
+        >>> number(1234.5), number(12.345), number(0.01234)
+        ('1234', '12.3', '0.0123')
+    """
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows, in Markdown."""
+    return "\n".join([HEAD, *(row.line() for row in rows)])
+
+
+def draw_lines(
+    path: Path, curves: dict[str, list[tuple[float, float]]], x_label: str, y_label: str
+) -> None:
+    """A plot with a logarithmic x axis, from 0 on the y axis."""
+    import matplotlib  # slow, and needed at the end alone
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
+    ticks = sorted({x for points in curves.values() for x, _ in points})
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
