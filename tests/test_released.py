@@ -25,7 +25,13 @@ def test_it_is_small_and_says_what_it_stands_on():
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 11e6
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for part in ("license: apache-2.0", "## Results", "## Infillings", "## Limits", "training.train"):
+    for part in (
+        "license: apache-2.0",
+        "## Results",
+        "## Infillings",
+        "## Limits",
+        "training.train",
+    ):
         assert part in card
 
 
