@@ -17,6 +17,7 @@ FOLDERS = [ROOT / name / "README.md" for name in ("training", "evaluation", "ben
 def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):
     """On the real base model, saved where the quickstart saves."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     for name in ("base", "model"):
         base_model.save_pretrained(f"outputs/quickstart/{name}")
     namespace = run_blocks(README)
