@@ -26,7 +26,7 @@ quickstart: $(VENV)/.quickstart
 	$(RUN)/python -m examples.quickstart
 
 test: $(VENV)/.dev
-	$(RUN)/python -m pytest $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --numprocesses auto --maxprocesses 4 $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .

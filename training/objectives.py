@@ -204,7 +204,7 @@ class ObjectivesMixin(MagnetMixin):
             # With `pair_chunk` what GradCache does (Gao et al. 2021), by recomputation: the loss sees
             # all vectors, memory holds the activations of one chunk, and dropout is replayed.
             ids, mask = pair_input_ids.flatten(0, 1), pair_attention_mask.flatten(0, 1)
-            order = mask.sum(dim=1).argsort()
+            order = mask.sum(dim=1).argsort(stable=True)
             (vectors,) = _in_chunks(
                 lambda ids, mask: (self._project(self.pool(ids, mask)),),
                 pair_chunk or math.ceil(len(ids) / LENGTH_GROUPS),

@@ -206,7 +206,10 @@ def test_llama_cpp_writes_the_same(llama_cpp, tmp_path, case):
     if change:
         change(model)
     exporting.export(model, "gguf", tmp_path / "m.gguf")
-    texts = [text for text in TEXTS if text[0] != " "] if case == "llama 2, newer file" else TEXTS
+    texts = TEXTS
+    if case == "llama 2, newer file":
+        # It puts a space at the start alone, llama.cpp behind a special token too.
+        texts = [text for text in TEXTS if not text.startswith((" ", "<s>"))]
     assert_writes_the_same(llama_cpp(tmp_path / "m.gguf"), model, texts)
 
 

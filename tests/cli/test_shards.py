@@ -128,7 +128,7 @@ def test_killed_in_the_middle_and_run_again_it_is_as_if_never_killed(
 
 def test_ctrl_c_leaves_the_finished_shards(magnet, folder, many, tmp_path):
     out = tmp_path / "out"
-    options = ["--shard-size", 25, "--batch-size", 4]
+    options = ["--shard-size", 10, "--batch-size", 4]
     process = start("encode", folder, many, "-o", out, *options)
     wait_for(out / "part-00002.npy", process)
     process.send_signal(signal.SIGINT)

@@ -133,7 +133,7 @@ def test_one_pass_gives_all_parts(tmp_path, documents):
 
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_gradcache_equals_plain_in_loss_and_gradient_with_dropout(tmp_path, chunk):
-    """Chunks draw dropout in order, so the plain pass to compare with is cut into the same rows."""
+    """Chunks draw dropout in order, so the plain pass is cut into the same rows, shortest first."""
     model = training_model(tmp_path, lora_r=4, lora_dropout=0.2, attention_dropout=0.1).train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -148,9 +148,10 @@ def test_gradcache_equals_plain_in_loss_and_gradient_with_dropout(tmp_path, chun
             vectors = model(pair_input_ids=ids, pair_attention_mask=mask, **arguments).pair_vectors
         else:
             inner = model.get_base_model()
-            rows = zip(ids.flatten(0, 1).split(chunk), mask.flatten(0, 1).split(chunk))
-            vectors = torch.cat([inner.projection(inner.pool(*row)) for row in rows])
-            vectors = vectors.unflatten(0, (3, 4))
+            order = mask.sum(-1).flatten().argsort(stable=True)
+            parts = (part.flatten(0, 1)[order].split(chunk) for part in (ids, mask))
+            vectors = torch.cat([inner.projection(inner.pool(*row)) for row in zip(*parts)])
+            vectors = vectors[order.argsort()].unflatten(0, (3, 4))
         loss = info_nce(vectors[0], vectors[1:].flatten(0, 1), 0.1)
         model.zero_grad()
         loss.backward()
