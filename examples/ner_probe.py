@@ -31,7 +31,9 @@ FOLDS = 5
 def main(command_line: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="outputs/quickstart/model", help="folder or Hub id")
+    parser.add_argument(
+        "--model", default="checkpoints/magnet-smollm2-135m", help="folder or Hub id"
+    )
     parser.add_argument("--train", type=Path, default=SAMPLE, help="CoNLL file to fit on")
     parser.add_argument("--test", type=Path, help="CoNLL file to score on")
     parser.add_argument("--limit", type=int, help="use so many sentences of each file")

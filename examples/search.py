@@ -35,7 +35,9 @@ def main(command_line: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="*", default=QUESTIONS, help="what to look for")
-    parser.add_argument("--model", default="outputs/quickstart/model", help="folder or Hub id")
+    parser.add_argument(
+        "--model", default="checkpoints/magnet-smollm2-135m", help="folder or Hub id"
+    )
     parser.add_argument("--text", default="examples/data/pairs-train.jsonl", help="the passages")
     parser.add_argument("--column", help="of --text (default: text, in the shipped file sentence)")
     parser.add_argument("--limit", type=int, default=400, help="passages to read; 0: all")

@@ -25,7 +25,9 @@ def main(command_line: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("story", nargs="?", default=STORY, help="a text with ___ for each blank")
-    parser.add_argument("--model", default="outputs/quickstart/model", help="folder or Hub id")
+    parser.add_argument(
+        "--model", default="checkpoints/magnet-smollm2-135m", help="folder or Hub id"
+    )
     parser.add_argument("--samples", type=int, default=3, help="stories to write")
     parser.add_argument("--length", type=int, default=20, help="tokens of a blank, at most")
     parser.add_argument("--temperature", type=float, default=0.7, help="of the sampling")
