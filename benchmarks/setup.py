@@ -44,8 +44,8 @@ class Sizes:
     """
 
     rounds: int = 3
-    sentences: int = 480
-    documents: int = 48
+    sentences: int = 360
+    documents: int = 30
     lengths: tuple[int, ...] = (8, 32, 128, 512)
     curve_words: int = 1024
     batches: tuple[int, ...] = (1, 4, 16, 64)
