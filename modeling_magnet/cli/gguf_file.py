@@ -71,6 +71,10 @@ def write(model: Any, path: Path) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(f"the file is not whole, {error}: is the disk full?") from error  # numpy's
     finally:
         writer.close()
 
