@@ -122,8 +122,8 @@ def with_biases(model):
 def llama_2(normalizer=None, pre_tokenizer=None):
     """A tokenizer as Llama 2's, whose merges were made of sentencepiece's scores.
 
-    As transformers 5 makes it, a text that begins with a space gets no other one before; sentencepiece
-    and llama.cpp always put one there.
+    As transformers 5 makes it, a space comes before a text that begins with neither a space nor a
+    special token; of sentencepiece and llama.cpp it comes before every text.
     """
 
     def change(model):
@@ -206,10 +206,8 @@ def test_llama_cpp_writes_the_same(llama_cpp, tmp_path, case):
     if change:
         change(model)
     exporting.export(model, "gguf", tmp_path / "m.gguf")
-    texts = TEXTS
-    if case == "llama 2, newer file":
-        # It puts a space at the start alone, llama.cpp behind a special token too.
-        texts = [text for text in TEXTS if not text.startswith((" ", "<s>"))]
+    newer = case == "llama 2, newer file"
+    texts = [text for text in TEXTS if not (newer and text.startswith((" ", "<s>")))]
     assert_writes_the_same(llama_cpp(tmp_path / "m.gguf"), model, texts)
 
 
@@ -236,9 +234,9 @@ def test_transformers_reads_it(magnet, folder, tmp_path, dtype):
         assert inputs["input_ids"].tolist() == [merged.tokenizer(text)["input_ids"]]
         # float16 and bfloat16 round the sum of base and adapter, which is made in their precision
         atol = {"float32": 1e-5, "float16": 0.02, "bfloat16": 0.2}[dtype]
-        torch.testing.assert_close(
-            found(**inputs).logits, merged(**inputs).logits, atol=atol, rtol=0
-        )
+        difference = (found(**inputs).logits - merged(**inputs).logits).abs().max()
+        print(f"largest difference {difference:.1e} in {dtype}")
+        assert difference < atol
 
 
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path):
