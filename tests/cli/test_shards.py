@@ -24,10 +24,11 @@ def files(folder) -> dict[str, bytes]:
 
 
 def start(*words) -> subprocess.Popen:
-    """The command in a process of its own."""
+    """The command in a process of its own, which hears Ctrl-C even where the tests run in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "modeling_magnet.cli", *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 
