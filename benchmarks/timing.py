@@ -100,7 +100,7 @@ class Here:
 
     def __init__(self, way: str, python: str | None = None, **arguments: Any):
         module, _, name = way.partition(":")
-        self._run = getattr(importlib.import_module(module), name)(**arguments)
+        self._run: Any = getattr(importlib.import_module(module), name)(**arguments)
 
     def __call__(self, vectors: bool = False, **job: Any) -> Answer:
         """Run a job, as `Worker` does."""
@@ -110,7 +110,8 @@ class Here:
             return {name: value for name, value in found.items() if name != "peak_mib"}
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Let go of the model."""
+        self._run = None
 
 
 @dataclass
