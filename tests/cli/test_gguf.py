@@ -230,7 +230,8 @@ def test_transformers_reads_it(magnet, folder, tmp_path, dtype):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file=out.name)
     assert tokenizer.chat_template == merged.tokenizer.chat_template
     for text in SENTENCES:
-        inputs = tokenizer(text, return_tensors="pt")
+        # version 5.5 adds a start token whatever the file says
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         assert inputs["input_ids"].tolist() == [merged.tokenizer(text)["input_ids"]]
         # float16 and bfloat16 round the sum of base and adapter, which is made in their precision
         atol = {"float32": 1e-5, "float16": 0.02, "bfloat16": 0.2}[dtype]
