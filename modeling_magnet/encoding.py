@@ -18,7 +18,7 @@ from .masking import CONTEXT, attention_arguments
 TOKENIZE_AT_ONCE = 4096
 
 CPU_BATCH_TOKENS = 1024
-"""Tokens of a batch on a CPU, padding included: more are no faster, as they leave its cache."""
+"""Tokens of a batch on a CPU, padding included: larger batches took no less time."""
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 

@@ -279,8 +279,9 @@ class InfillingMixin(EncodingMixin):
 
     def _share_contexts(self, rows: list["_Row"], copies: int, arguments: dict) -> bool:
         """Whether some rows have the same context, and the cache is one that can be made here."""
-        if len({row.shared for row in rows}) == len(rows) * copies or len(rows[0].order) < 2:
-            return False
+        longest = max(row.context for row in rows)
+        if len({row.shared for row in rows}) == len(rows) * copies or longest == 1:
+            return False  # nothing is read twice, or nothing before the last token
         return (
             sliding_window(self.config) is None
             and self._generation_value("cache_implementation", arguments) is None

@@ -222,6 +222,8 @@ def test_blanks_and_samples_read_their_context_once(any_endless):
         (texts, {}),
         (texts, {"num_beams": 3, "num_return_sequences": 2}),
         (texts, {"num_return_sequences": 3, "do_sample": True}),
+        ([["", ""], text], {"num_return_sequences": 3, "do_sample": True}),
+        (["", ""], {"num_return_sequences": 3, "do_sample": True}),
     ):
         torch.manual_seed(0)
         shared = any_endless.infill_blanks(parts, span_length=4, **arguments)

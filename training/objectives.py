@@ -23,8 +23,11 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 HEAD_CHUNK = 512
 """Labelled tokens that are in the output head at a time."""
 
-LENGTH_GROUPS = 4
-"""Forward passes over the sentences of a batch, sorted by length, so that few positions are padding."""
+LENGTH_GROUPS, GROUP_LEAST = 4, 24
+"""Forward passes over the sentences of a batch at most, and sentences in each at least.
+
+Sorted by length, so that few positions are padding; smaller passes cost more than padding does.
+"""
 
 
 @dataclass
@@ -139,8 +142,9 @@ class ObjectivesMixin(MagnetMixin):
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if module is self.projection:
-            nn.init.eye_(module.weight)  # the loss begins with the vectors as they are
+        own = getattr(self, "projection", None)  # not there while the base's weights begin
+        if own is not None and module is own:
+            nn.init.eye_(own.weight)  # the loss begins with the vectors as they are
 
     def forward(  # type: ignore[override]
         self,
@@ -207,7 +211,7 @@ class ObjectivesMixin(MagnetMixin):
             order = mask.sum(dim=1).argsort(stable=True)
             (vectors,) = _in_chunks(
                 lambda ids, mask: (self._project(self.pool(ids, mask)),),
-                pair_chunk or math.ceil(len(ids) / LENGTH_GROUPS),
+                pair_chunk or max(math.ceil(len(ids) / LENGTH_GROUPS), GROUP_LEAST),
                 ids[order],
                 mask[order],
                 recompute=pair_chunk > 0,

@@ -11,7 +11,12 @@ from torch import nn
 from training.arguments import ModelArguments
 from training.base import choose_start_token, for_objectives, single_token_id
 from training.collator import IGNORE
-from training.objectives import info_nce, labelled_cross_entropy, labelled_divergence
+from training.objectives import (
+    MagnetLlamaForObjectives,
+    info_nce,
+    labelled_cross_entropy,
+    labelled_divergence,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -104,8 +109,9 @@ def batch_of(ids, span_ids):
 
 
 @pytest.mark.parametrize("documents", [False, True])
-def test_one_pass_gives_all_parts(tmp_path, documents):
+def test_one_pass_gives_all_parts(tmp_path, monkeypatch, documents):
     """Against the stock decoder under the oracle's mask and all logits, and against `pool`."""
+    monkeypatch.setattr("training.objectives.GROUP_LEAST", 1)  # the sentences in groups by length
     base = make_model()
     model = training_model(tmp_path, base, lora_r=0).eval()
     ids = torch.randint(3, 350, (2, 9), generator=GENERATOR)
@@ -240,6 +246,11 @@ def test_start_token_is_the_one_with_the_lowest_perplexity(base_model):
 def test_a_mask_that_is_several_tokens_is_refused():
     with pytest.raises(ValueError, match=r"mask_token is '<mask>', which is \d+ tokens"):
         single_token_id(make_model().tokenizer, "<mask>", "mask_token")
+
+
+def test_the_class_can_be_made_from_a_config():
+    model = MagnetLlamaForObjectives(make_model().config)
+    assert torch.equal(model.projection.weight, torch.eye(model.config.hidden_size))
 
 
 def test_position_ids_reach_the_model(tmp_path):
