@@ -1,4 +1,7 @@
-"""The commands: their options, their help, and how errors and exit codes come out."""
+"""The commands: their options, their help, and how errors and exit codes come out.
+
+What imports torch or transformers is imported by the command that runs: help and usage errors come at once.
+"""
 
 import contextlib
 import json
@@ -8,12 +11,10 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
-from transformers.utils import logging
 
 from ..version import __version__
-from . import exporting, options, texts, vectors
+from . import options
 from .command import ROWS_SKIPPED, Command
-from .loading import describe, load_model
 from .reading import STANDARD_INPUT, Row, check_inputs, read_rows, read_texts
 from .writing import FORMATS, Refused, Skipped
 
@@ -59,8 +60,6 @@ def main(
       3    done, but rows were skipped (with --strict)
       130  stopped by Ctrl-C
     """
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
 
 
 @app.command(cls=Command)
@@ -74,6 +73,8 @@ def info(
     magnet info outputs/quickstart/model
     magnet info outputs/mine/adapter --json | jq .base
     """
+    from .loading import describe, load_model
+
     found = describe(load_model(model, device="cpu"), model)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
@@ -154,6 +155,9 @@ def encode(
     skipped ones included. A .npy file holds the rows that were not skipped in the input's order;
     skipped.jsonl in the folder (NAME.npy.skipped.jsonl beside a single file) lists the others.
     """
+    from . import vectors
+    from .loading import load_model
+
     single = Path(output).suffix.removeprefix(".") in FORMATS
     kind = "jsonl" if output == STANDARD_INPUT else Path(output).suffix[1:] if single else format
     if tokens and words:
@@ -227,6 +231,9 @@ def infill(
     A line of .txt is a text with blanks. Each line that is written holds `index`, `middle` (or
     `middles`, where there are several blanks) and `text`, the whole; with --samples also `sample`.
     """
+    from . import texts
+    from .loading import load_model
+
     given = {"prefix": prefix, "suffix": suffix, "text": text}
     record = {name: value for name, value in given.items() if value is not None}
     if (input is None) == (not record) or (text is not None and len(record) > 1):
@@ -296,6 +303,9 @@ def generate(
     Each line that is written holds `index`, `prompt`, `continuation` and `text`, both together; with
     --samples also `sample`. A single prompt on a terminal is streamed as plain text.
     """
+    from . import texts
+    from .loading import load_model
+
     if (prompt is None) == (input is None):
         raise ValueError("give a PROMPT, or --input FILE (- for standard input)")
     if input is not None:
@@ -342,6 +352,9 @@ def export(
     in float32, which takes input_ids and attention_mask and gives sentence_embedding, the vectors of
     `magnet encode`, and last_hidden_state.
     """
+    from . import exporting
+    from .loading import load_model
+
     exporting.check_export(to, out)
     exporting.export(load_model(model, "cpu", dtype), to, out)
     files = [out] if out.is_file() else out.rglob("*")

@@ -3,12 +3,14 @@
 import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from ..auto import load_magnet
 from ..checkpoint import PYPI, _base_of_adapter
@@ -34,6 +36,8 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetM
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     target = _pick(device)
     base = _base_of_adapter(Path(place))
     if base is not None:

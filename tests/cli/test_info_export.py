@@ -213,6 +213,14 @@ def test_help_teaches(magnet):
     )
 
 
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys, modeling_magnet.cli; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
 def test_debug_shows_where(magnet, folder):
     result = magnet("--debug", "encode", folder, "missing.txt", code=1)
     assert isinstance(result.exception, FileNotFoundError)
