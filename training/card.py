@@ -76,7 +76,8 @@ def write_card(
     Args:
         folder: a saved model's, or an adapter's.
         run: the run's folder, with its `run.json` and `results.json`.
-        sections: Markdown to go in behind the training settings, such as results.
+        sections: Markdown to go in behind the training settings, such as results; the card's own table
+            of results is then left to its metadata.
         adapter: whether the folder holds an adapter, which is loaded in another way.
         license_: of the weights, by its name on the Hub; none is named without.
         language: of the model, by its ISO 639 code; without, English for SmolLM2, and none is named
