@@ -27,6 +27,7 @@ RECIPES |= {
             for name in (
                 "smollm2-135m-cpu",
                 "released",
+                "short-blocks",
                 "llm2vec-mntp",
                 "llm2vec-simcse",
                 "keep-generation",
