@@ -34,12 +34,12 @@ def job_of(name: str, options: argparse.Namespace) -> Callable[[], Any]:
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts.documents[:16]]
     if name == "infill":
         run = infill.ways(*place)
-        half = options.length // 2
-        around = {"before": [ids[0][:half]], "behind": [ids[0][half : 2 * half]]}
-        return lambda: run(way="infill", length=32, **around)
+        size = options.length // (infill.BLANKS + 1)
+        parts = [ids[0][n * size :][:size] for n in range(infill.BLANKS + 1)]
+        return lambda: run(way="blanks", parts=parts, length=32)
     tokens = [token for text in ids for token in text]
     rows = [tokens[n * options.length :][: options.length] for n in range(options.blocks)]
-    pairs = read_pairs(4 * options.blocks)
+    pairs = read_pairs(12 * options.blocks)
     run = train.magnet(*place, blocks=[rows], pairs=[pairs])
     return lambda: run(batch=0)
 
@@ -55,8 +55,8 @@ def main(command_line: list[str] | None = None) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--sentences", type=int, default=96, help="mixed ones, of encode (a divisor of 480)")
-    add("--length", type=int, default=400, help="tokens of a block, or around what is infilled")
-    add("--blocks", type=int, default=2, help="of the training step, with 4 sentence pairs each")
+    add("--length", type=int, default=400, help="tokens of a block, or around four blanks")
+    add("--blocks", type=int, default=2, help="of the training step, with 12 sentence pairs each")
     add("--rows", type=int, default=15, help="operators that are shown")
     add("--trace", type=Path, help="file to write a trace to")
     options = parser.parse_args(command_line)

@@ -55,9 +55,9 @@ class Sizes:
     new_tokens: int = 32
     infill_batches: tuple[int, ...] = (1, 16)
     slow_tokens: tuple[int, ...] = (4, 1)
-    blocks: int = 4
+    blocks: int = 2
     block_length: int = 512
-    pairs: int = 16
+    pairs: int = 8
     mask_lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
     mask_batch: int = 4
     starts: int = 5
