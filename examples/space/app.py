@@ -225,7 +225,8 @@ def infill(
         for _ in range(samples):
             filled.append([""])
             for middle in streamed(lambda **more: model.infill(*parts, **arguments, **more)):
-                filled[-1] = [middle]
+                # a streamer sees the token's own space too, where the text before the blank ends with one
+                filled[-1] = [middle.lstrip(" ") if parts[0].endswith(" ") else middle]
                 yield boxes(parts, filled)
     except ValueError as error:  # the checkpoint's own limits
         raise refused(f"{error}.") from error
