@@ -27,6 +27,7 @@ RECIPES |= {
             for name in (
                 "smollm2-135m-cpu",
                 "released",
+                "first-release",
                 "short-blocks",
                 "llm2vec-mntp",
                 "llm2vec-simcse",
