@@ -14,10 +14,8 @@ from modeling_magnet import MagnetLlamaForCausalLM
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "checkpoints" / "magnet-smollm2-135m"
 PAIRS = ROOT / "examples" / "data" / "sts-answers-forums.tsv"
-SENTENCES = [
-    "A man is playing a guitar on the street.",
-    "The bank raised its interest rates again.",
-]
+NEAR = ("A man is playing a guitar on the street.", "Somebody is making music outside.")
+FAR = "The bank raised its interest rates again."
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +37,15 @@ def test_it_is_small_and_says_what_it_stands_on():
         "training.train",
     ):
         assert part in card
+
+
+@pytest.mark.parametrize("prompt_name", [None, "STS"])
+def test_what_means_the_same_is_near(released, prompt_name):
+    """Without a prompt it is not in this example, though it is on the whole: see below."""
+    one, two, far = released.encode(
+        [*NEAR, FAR], normalize_embeddings=True, prompt_name=prompt_name
+    )
+    assert one @ two > max(one @ far, two @ far) + 0.05
 
 
 @pytest.mark.parametrize("prompt_name", [None, "STS", ""])
@@ -68,5 +75,5 @@ def test_without_its_adapter_it_is_the_base(released, base_model):
         assert torch.equal(released(input_ids=ids).logits, base_model(input_ids=ids).logits)
         without = released.generate(ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(without, base_model.generate(ids, max_new_tokens=8, do_sample=False))
-    vectors = released.encode(SENTENCES), base_model.encode(SENTENCES)
+    vectors = released.encode(list(NEAR)), base_model.encode(list(NEAR))
     assert not np.allclose(*vectors, atol=0.1)
