@@ -55,12 +55,26 @@ class ModelArguments:
         default="sdpa",
         metadata={"help": "Attention backend: sdpa (paper), eager or flex_attention."},
     )
+    compile_layers: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the decoder's layers and the token losses (torch.compile), not the whole "
+            "model: a minute at the start, then shorter steps."
+        },
+    )
     attention_dropout: float = field(
         default=0.0, metadata={"help": "Dropout on the attention weights, in training alone."}
     )
     load_in_4bit: bool = field(
         default=False,
         metadata={"help": "QLoRA: the base in 4 bits (NF4, bitsandbytes) while training."},
+    )
+    adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a LoRA adapter on the same base to go on from, such as the `adapter/` of "
+            "another run: one adapter in several runs, each with data and settings of its own."
+        },
     )
     lora_r: int = field(
         default=16, metadata={"help": "Rank; 0 trains all weights (paper: 16, appendix A)."}

@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -203,6 +212,10 @@ def for_objectives(folder: str | Path, arguments: ModelArguments) -> PeftModel |
         model.projection = nn.Identity()
     elif not deepspeed.is_deepspeed_zero3_enabled():  # which keeps float32 copies itself
         model.projection.float()
+    if arguments.compile_layers:
+        model.compile_layers()
+    if arguments.lora_r == 0 and arguments.adapter is not None:
+        raise ValueError(f"adapter is {arguments.adapter}, and lora_r is 0: set lora_r to its rank")
     if arguments.lora_r == 0:
         return model
     if arguments.load_in_4bit:
@@ -216,7 +229,32 @@ def for_objectives(folder: str | Path, arguments: ModelArguments) -> PeftModel |
         modules_to_save=["projection"] if arguments.projection_head else None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if arguments.adapter is not None:
+        load_adapter(adapted, arguments.adapter)
+    return adapted
+
+
+def load_adapter(model: PeftModel, folder: str) -> None:
+    """Give a fresh LoRA adapter the weights of another run's.
+
+    Raises:
+        ValueError: it has another rank, scale or layers.
+        OSError: there is no adapter in the folder.
+    """
+    theirs, ours = PeftConfig.from_pretrained(folder), model.active_peft_config
+    for name in ("r", "lora_alpha", "target_modules"):
+        given, wanted = getattr(theirs, name, None), getattr(ours, name)
+        if given != wanted:
+            raise ValueError(f"{folder} has {name} {given}, this run {wanted}: give the same")
+    fresh, given = get_peft_model_state_dict(model), load_peft_weights(folder, device="cpu")
+    missing = [name for name in fresh if "lora_" in name and name not in given]
+    unknown = [name for name in given if name not in fresh]
+    if missing or unknown:
+        raise ValueError(
+            f"{folder} is not an adapter of this base: it lacks {missing[:3]}, and has {unknown[:3]}"
+        )
+    set_peft_model_state_dict(model, fresh | given)  # the projection head begins anew
 
 
 def linear_layers(model: MagnetMixin) -> list[str]:

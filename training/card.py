@@ -90,7 +90,8 @@ def write_card(
         FileNotFoundError: the run is not finished, or `evaluation` holds no results.
     """
     folder, run = Path(folder), Path(run)
-    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    runs = _runs(run)
+    settings = runs[-1]
     curves = json.loads((run / "results.json").read_text(encoding="utf-8"))["curves"]
     base_id = _hub_base(base) or _hub_base(settings["model"])  # a path belongs into no card
     name = name or (f"checkpoints/{folder.name}" if adapter else folder.name)
@@ -120,7 +121,7 @@ def write_card(
         name=name,
         title=title,
         adapter=adapter,
-        training=list(_training(settings, base_id or Path(settings["model"]).name).items()),
+        training=list(_training(runs, base_id or Path(settings["model"]).name).items()),
         losses=list(losses.items()),
         results=[(r.metric_name, r.dataset_name, r.metric_value) for r in results],
         sections=sections,
@@ -182,24 +183,47 @@ def _measured(folder: Path) -> list[EvalResult]:
     return found
 
 
-def _training(settings: dict[str, Any], base: str) -> dict[str, Any]:
-    r, blocks = settings["lora_r"], settings["block_length"]
-    a_step = (
+def _runs(run: Path) -> list[dict[str, Any]]:
+    """The settings of a run, behind those of the runs whose adapters it went on from, in order."""
+    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    before = settings.get("adapter")
+    if before is None or not (Path(before).parent / "run.json").is_file():
+        return [settings]
+    return [*_runs(Path(before).parent), settings]
+
+
+def _training(runs: list[dict[str, Any]], base: str) -> dict[str, Any]:
+    """The settings as the card shows them; what differs between the runs, in their order."""
+    found: dict[str, list[str]] = {}
+    for settings in runs:
+        for name, value in _training_of(settings).items():
+            found.setdefault(name, []).append(str(value))
+    return {"base model": base} | {
+        name: "; then ".join(values if len(set(values)) > 1 else values[:1])
+        for name, values in found.items()
+    }
+
+
+def _training_of(settings: dict[str, Any]) -> dict[str, Any]:
+    r, pairs = settings["lora_r"], settings["pairs_per_block"]
+    items = (
         settings["per_device_train_batch_size"]
         * settings["gradient_accumulation_steps"]
         * settings["processes"]
     )
+    blocks = f"{items} blocks of {settings['block_length']} tokens" if settings["text"] else ""
+    a_step = [blocks] if blocks else []
+    a_step += [f"{pairs * items} pairs"] if pairs else []
     return {
-        "base model": base,
         "LoRA": f"r {r}, alpha {settings['lora_alpha']}" if r else "none, all weights",
         "text": _sources(settings["text"]),
-        "sentence pairs": _sources(settings["pairs"]) if settings["pairs_per_block"] else "none",
+        "sentence pairs": _sources(settings["pairs"]) if pairs else "none",
         "steps and weights": "; ".join(
             f"{phase['steps']} steps of "
             + ", ".join(f"{name} {phase[name]}" for name in OBJECTIVES if phase.get(name))
             for phase in settings["objective_schedule"]
         ),
-        "a step": f"{a_step} blocks of {blocks} tokens, {settings['pairs_per_block']} pairs with each",
+        "a step": ", ".join(a_step),
         "learning rate": f"{settings['learning_rate']:g}, {settings['lr_scheduler_type']}",
         "temperature": settings["temperature"],
         "seed": settings["seed"],

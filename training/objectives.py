@@ -50,8 +50,18 @@ class ObjectiveOutput(ModelOutput):
     pair_vectors: torch.Tensor | None = None
 
 
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy in float32, (tokens,), and whether the target has the highest score, (tokens,)."""
+    logits = logits.float()  # (tokens, vocabulary)
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+
+
 def labelled_cross_entropy(
-    hidden: torch.Tensor, labels: torch.Tensor, head: Head, in_place: bool = False
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: Head,
+    in_place: bool = False,
+    losses: Callable = token_losses,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the labelled tokens, each predicted by the output one position before.
 
@@ -63,6 +73,7 @@ def labelled_cross_entropy(
         labels: (batch, length) token ids at the tokens to predict, `IGNORE` elsewhere.
         head: from hidden states to logits.
         in_place: predict each token from the output at its own position.
+        losses: `token_losses`, compiled or not.
 
     Returns:
         (batch,) summed over each row, in float32; 0 in a row without a label; and (batch,) how many
@@ -70,12 +81,11 @@ def labelled_cross_entropy(
     """
 
     def losses_of(states, targets):
-        logits = head(states).float()  # (chunk, vocabulary)
-        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+        return losses(head(states), targets)
 
     states, targets, rows = _labelled(hidden, labels, in_place)
-    losses, correct = _in_chunks(losses_of, HEAD_CHUNK, states, targets)
-    return _sum_rows(losses, rows, len(labels)), _sum_rows(correct, rows, len(labels))
+    values, correct = _in_chunks(losses_of, HEAD_CHUNK, states, targets)
+    return _sum_rows(values, rows, len(labels)), _sum_rows(correct, rows, len(labels))
 
 
 def labelled_divergence(
@@ -131,6 +141,7 @@ class ObjectivesMixin(MagnetMixin):
 
     # A base has none, and it begins as identity.
     _keys_to_ignore_on_load_missing = ["projection.weight"]  # noqa: RUF012
+    _token_losses: Callable = staticmethod(token_losses)
 
     def __init__(self, config):
         super().__init__(config)
@@ -190,7 +201,9 @@ class ObjectivesMixin(MagnetMixin):
             )  # (blocks, length, hidden)
             for name, value in labels.items():
                 in_place = masked_token_prediction and name == "mntp"
-                sums, correct = labelled_cross_entropy(hidden, value, head, in_place)
+                sums, correct = labelled_cross_entropy(
+                    hidden, value, head, in_place, self._token_losses
+                )
                 setattr(output, name, sums)
                 if name == "mntp":
                     output.mntp_correct = correct
@@ -218,6 +231,12 @@ class ObjectivesMixin(MagnetMixin):
             )  # (views x pairs, hidden)
             output.pair_vectors = vectors[order.argsort()].unflatten(0, pair_input_ids.shape[:2])
         return output
+
+    def compile_layers(self) -> None:
+        """Compile the decoder's layers and the token losses, in place; everything else stays as it is."""
+        for layer in self.base_model.layers:
+            layer.compile()
+        self._token_losses = torch.compile(token_losses, dynamic=True)
 
     def _project(self, vectors: torch.Tensor) -> torch.Tensor:
         weight = next(self.projection.parameters(), vectors)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -443,6 +444,46 @@ def test_torch_compile_changes_no_loss(run, corpus):
         for extra in ({"output_dir": str(corpus / "plain")}, compiled)
     )
     assert other == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"
+)
+def test_compiled_layers_change_no_loss(run, corpus):
+    both = {"all_span_fraction": 0.25, "objective_schedule": [dict(steps=2, mntp=1, msg=1, ntp=1)]}
+    plain, other = (
+        [float(log["loss"]) for log in trained(run(**both, **extra)).state.log_history[:2]]
+        for extra in ({"output_dir": str(corpus / "plain")}, {"compile_layers": True})
+    )
+    assert other == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_run_goes_on_from_another_run_s_adapter(run, corpus):
+    first = train(run(output_dir=str(corpus / "first")))
+    begun = {"adapter": str(corpus / "first" / "adapter"), "output_dir": str(corpus / "second")}
+    trainer = make_trainer(run(**begun, projection_head=False))
+    trainer.model.eval()
+    np.testing.assert_allclose(
+        trainer.model.get_base_model().encode(SENTENCES), first.encode(SENTENCES), atol=1e-5
+    )
+    assert any(p.requires_grad for n, p in trainer.model.named_parameters() if "lora_A" in n)
+
+
+def test_an_adapter_that_does_not_fit_is_refused(run, corpus):
+    train(run(output_dir=str(corpus / "first")))
+    adapter = str(corpus / "first" / "adapter")
+    with pytest.raises(ValueError, match="has r 4, this run 2: give the same"):
+        make_trainer(run(adapter=adapter, lora_r=2))
+    with pytest.raises(ValueError, match="adapter is .*, and lora_r is 0"):
+        make_trainer(run(adapter=adapter, lora_r=0, output_dir=str(corpus / "whole")))
+
+
+def test_the_card_tells_of_the_runs_before(run, corpus):
+    train(run(output_dir=str(corpus / "first"), learning_rate=1e-3))
+    train(run(output_dir=str(corpus / "second"), adapter=str(corpus / "first" / "adapter")))
+    card = (corpus / "second" / "model" / "README.md").read_text()
+    assert "| learning rate | 0.001, constant; then 0.005, constant |" in card
+    assert str(corpus) not in card
 
 
 def test_documents_apart_train(run):
