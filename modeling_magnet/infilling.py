@@ -57,8 +57,8 @@ class InfillingMixin(EncodingMixin):
                 space where there is one.
             span_length: how many token positions the gap has, for all or one each; the span is up to
                 as long and ends earlier only at an end token (the paper's setting). None: gaps of
-                several lengths are decoded together, and the span is taken behind which the model,
-                read left to right, finds the first tokens of the suffix most likely. Behind an
+                several lengths are decoded together, and the span is taken whose end and the first tokens
+                of the suffix behind it the model, read left to right, finds most likely. Behind an
                 empty suffix one gap of `max_new_tokens` is enough.
             max_new_tokens: the most that may be written. Default: `span_length`, or 64.
             streamer: gets the span's tokens as they come (not the prompt). Needs `span_length`.
@@ -332,17 +332,17 @@ class InfillingMixin(EncodingMixin):
     def _best(self, rows: list["_Row"]) -> list["_Row"]:
         """One row for each blank, its spans the candidates of all gaps, the likeliest first.
 
-        A candidate's score is the mean log-probability of the suffix's first tokens behind prefix
-        and candidate, read left to right by the same model. (With the candidate's own tokens in the
-        mean, repetitions win: a model finds them likely.) One that ended before its first token is
-        the last choice.
+        A candidate's score is the mean log-probability of its last token and the suffix's first ones,
+        read left to right by the same model. Without its last token, half sentences win that end in
+        a full stop; with more of its tokens, repetitions do, which a model finds likely. One that
+        ended before its first token is the last choice.
         """
         texts, firsts = [], []
         owners = [(row, span) for row in rows for span in row.spans]
         for row, span in owners:
             before = row.parts[row.blank]
             texts.append(before + span + row.parts[row.blank + 1][:SEAM_LENGTH])
-            firsts.append(len(before) + len(span))
+            firsts.append(len(before) + max(len(span) - 1, 0))
         scores = self._mean_log_probability(texts, firsts)
         best: dict[tuple[int, int], list[tuple[float, _Row, list[int]]]] = {}
         for score, (row, span) in zip(scores, owners, strict=True):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "checkpoints" / "magnet-smollm2-135m"
 PAIRS = ROOT / "examples" / "data" / "sts-answers-forums.tsv"
 NEAR = ("A man is playing a guitar on the street.", "Somebody is making music outside.")
+PROMPTS = [{}, {"prompt_name": "STS"}, {"prompt": ""}]
 FAR = "The bank raised its interest rates again."
 
 
@@ -39,27 +40,23 @@ def test_it_is_small_and_says_what_it_stands_on():
         assert part in card
 
 
-@pytest.mark.parametrize("prompt_name", [None, "STS"])
-def test_what_means_the_same_is_near(released, prompt_name):
-    """Without a prompt it is not in this example, though it is on the whole: see below."""
-    one, two, far = released.encode(
-        [*NEAR, FAR], normalize_embeddings=True, prompt_name=prompt_name
-    )
+@pytest.mark.parametrize("prompt", PROMPTS, ids=str)
+def test_what_means_the_same_is_near(released, prompt):
+    one, two, far = released.encode([*NEAR, FAR], normalize_embeddings=True, **prompt)
     assert one @ two > max(one @ far, two @ far) + 0.05
 
 
-@pytest.mark.parametrize("prompt_name", [None, "STS", ""])
-def test_its_similarities_are_those_of_people_with_any_prompt(released, prompt_name):
+@pytest.mark.parametrize("prompt", PROMPTS, ids=str)
+def test_its_similarities_are_those_of_people_with_any_prompt(released, prompt):
     """On 63 pairs; its base has 27, 22 and 9 with the default prompt, the task's and none."""
     with PAIRS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))[::6]
-    prompt = {"prompt": ""} if prompt_name == "" else {"prompt_name": prompt_name}
     one, two = (
         released.encode([row[side] for row in rows], normalize_embeddings=True, **prompt)
         for side in ("sentence1", "sentence2")
     )
     scores = [float(row["score"]) for row in rows]
-    assert spearmanr((one * two).sum(axis=1), scores).statistic > 0.4
+    assert spearmanr((one * two).sum(axis=1), scores).statistic > 0.5
 
 
 def test_it_infills_from_both_sides(released):

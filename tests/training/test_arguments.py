@@ -26,9 +26,11 @@ RECIPES |= {
             CONFIGS / f"{name}.yaml"
             for name in (
                 "smollm2-135m-cpu",
-                "released",
+                "released-text",
+                "released-pairs",
+                "released-all",
+                "second-release",
                 "first-release",
-                "short-blocks",
                 "llm2vec-mntp",
                 "llm2vec-simcse",
                 "keep-generation",
@@ -66,6 +68,7 @@ def test_every_config_trains(paths, run, corpus):
         "validation_pair_count": 4, "token_cache": str(corpus / "tokens"), "eval_steps": 1,
         "use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no",
         "output_dir": str(corpus / "recipe"), "group_column": None, "optim": "adamw_torch",
+        "adapter": None, "compile_layers": False,
     }  # fmt: skip
     _, data, args = parse([*paths, "--use_cpu"])
     for name, value in {
