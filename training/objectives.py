@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -234,7 +235,8 @@ class ObjectivesMixin(MagnetMixin):
 
     def compile_layers(self) -> None:
         """Compile the decoder's layers and the token losses, in place; everything else stays as it is."""
-        for layer in self.base_model.layers:
+        layers: Any = self.base_model.layers
+        for layer in layers:
             layer.compile()
         self._token_losses = torch.compile(token_losses, dynamic=True)
 
