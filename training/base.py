@@ -214,8 +214,6 @@ def for_objectives(folder: str | Path, arguments: ModelArguments) -> PeftModel |
         model.projection.float()
     if arguments.compile_layers:
         model.compile_layers()
-    if arguments.lora_r == 0 and arguments.adapter is not None:
-        raise ValueError(f"adapter is {arguments.adapter}, and lora_r is 0: set lora_r to its rank")
     if arguments.lora_r == 0:
         return model
     if arguments.load_in_4bit:
@@ -239,8 +237,7 @@ def load_adapter(model: PeftModel, folder: str) -> None:
     """Give a fresh LoRA adapter the weights of another run's.
 
     Raises:
-        ValueError: it has another rank, scale or layers.
-        OSError: there is no adapter in the folder.
+        ValueError: there is none in the folder, or it has another rank, scale or layers.
     """
     theirs, ours = PeftConfig.from_pretrained(folder), model.active_peft_config
     for name in ("r", "lora_alpha", "target_modules"):

@@ -28,6 +28,8 @@ def check_arguments(arguments: Arguments) -> None:
             f"{'not ' if one_span else ''}all 0: blocks that are one span and these weights need "
             "each other"
         )
+    if model.adapter is not None and model.lora_r == 0:
+        raise ValueError(f"adapter is {model.adapter}, and lora_r is 0: set lora_r to its rank")
     if args.ever("divergence") and model.lora_r == 0:
         raise ValueError(
             "divergence is from the model without its adapter, and lora_r is 0: set lora_r"

@@ -474,8 +474,11 @@ def test_an_adapter_that_does_not_fit_is_refused(run, corpus):
     adapter = str(corpus / "first" / "adapter")
     with pytest.raises(ValueError, match="has r 4, this run 2: give the same"):
         make_trainer(run(adapter=adapter, lora_r=2))
+    with pytest.raises(ValueError, match="Can't find 'adapter_config.json'"):
+        make_trainer(run(adapter=str(corpus / "second")))
     with pytest.raises(ValueError, match="adapter is .*, and lora_r is 0"):
-        make_trainer(run(adapter=adapter, lora_r=0, output_dir=str(corpus / "whole")))
+        train(run(adapter=adapter, lora_r=0, output_dir=str(corpus / "whole")))
+    assert not (corpus / "whole").exists()
 
 
 def test_the_card_tells_of_the_runs_before(run, corpus):
