@@ -45,8 +45,8 @@ class MagnetSettings:
     Attributes:
         start_token_id: the token that begins every sequence, or None for none. Base models differ in
             what they saw there; see `training.base.choose_start_token`.
-        start_in_encode: whether it also begins what `encode` reads. The token takes the attention that
-            rests; without it the first word of the prompt does, and vectors depend on the prompt.
+        start_in_encode: whether it also begins what `encode` reads. With it vectors depend less on the
+            prompt (measured on SmolLM2, see `training/README.md`).
         end_token_id: the token appended to a sentence.
         pooling: `end`, a sentence's vector is the last hidden state at the end token (section 3.2.2);
             or `mean`, the mean of all its states but the start token's, prompt and end token included

@@ -3,8 +3,7 @@
     python -m training.wikitext_style --input wiki/*.parquet --keep title --output wikitext-style.jsonl
 
 Moses tokens with spaces between them, `@-@`, `@,@` and `@.@` inside words and numbers, `<unk>` for
-words that the input has fewer than three times (`--rare`). A model that has seen clean text alone loses much of
-what it can do on such text. Needs `pip install -e ".[paraphrase]"` (sacremoses).
+words that the input has fewer than three times (`--rare`). Needs `pip install -e ".[paraphrase]"` (sacremoses).
 """
 
 import json
