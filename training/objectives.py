@@ -234,10 +234,13 @@ class ObjectivesMixin(MagnetMixin):
         return output
 
     def compile_layers(self) -> None:
-        """Compile the decoder's layers and the token losses, in place; everything else stays as it is."""
+        """Compile the decoder's layers and the token losses, in place; everything else stays as it is.
+
+        Dropout draws the numbers that it would draw uncompiled; the compiler's own are slow on a CPU.
+        """
         layers: Any = self.base_model.layers
         for layer in layers:
-            layer.compile()
+            layer.compile(options={"fallback_random": True})
         self._token_losses = torch.compile(token_losses, dynamic=True)
 
     def _project(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -449,8 +449,10 @@ def test_torch_compile_changes_no_loss(run, corpus):
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"
 )
-def test_compiled_layers_change_no_loss(run, corpus):
-    both = {"all_span_fraction": 0.25, "objective_schedule": [dict(steps=2, mntp=1, msg=1, ntp=1)]}
+def test_compiled_layers_change_neither_loss_nor_dropout(run, corpus):
+    schedule = [dict(steps=2, mntp=1, sscl=1, msg=1, ntp=1)]
+    both = {"all_span_fraction": 0.25, "objective_schedule": schedule}
+    both |= {"attn_implementation": "eager", "lora_dropout": 0.3, "attention_dropout": 0.3}
     plain, other = (
         [float(log["loss"]) for log in trained(run(**both, **extra)).state.log_history[:2]]
         for extra in ({"output_dir": str(corpus / "plain")}, {"compile_layers": True})
