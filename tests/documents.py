@@ -129,7 +129,7 @@ def check_command(command: str) -> None:
         from training.train import parse  # which takes seconds to import
 
         model, data, _ = parse([*words[3:], "--use_cpu"])
-        assert model.model and data.text
+        assert model.model and (data.text or data.pairs)
     else:
         assert words[:2] == ["python", "-m"]
         names = [words[2], "evaluation.run", "evaluation.inputs"]  # whose flags others pass on
