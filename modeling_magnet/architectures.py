@@ -17,6 +17,7 @@ from .infilling import InfillingMixin  # noqa: F401
 from .masking import sliding_window  # noqa: F401
 from .mixin import CausalLM  # noqa: F401
 from .modeling_magnet import MagnetMixin
+from .saving import SavingMixin  # noqa: F401
 from .settings import MagnetSettings  # noqa: F401
 
 __all__ = [

@@ -13,17 +13,18 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Older versions of transformers copy only the files that this one names, so it names them all.
-from .checkpoint import CheckpointMixin
+from .checkpoint import CheckpointMixin  # noqa: F401
 from .encoding import EncodingMixin
 from .infilling import InfillingMixin
 from .masking import attention_arguments, check_span_ids, extend_span_ids, sliding_window
 from .mixin import CausalLM
+from .saving import SavingMixin
 from .settings import MagnetSettings
 
 __all__ = ["MagnetLlamaForCausalLM", "MagnetMixin", "MagnetSettings"]
 
 
-class MagnetMixin(InfillingMixin, EncodingMixin, CheckpointMixin, CausalLM):
+class MagnetMixin(InfillingMixin, EncodingMixin, SavingMixin, CausalLM):
     """Gives a causal-LM class of transformers a span map, `encode` and `infill`.
 
     Without a span map the class is the one it is mixed into, bit for bit: `generate` and plain

@@ -1,0 +1,228 @@
+"""The folder that `save_pretrained` writes, here and on the Hub."""
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers.dynamic_module_utils import custom_object_save
+
+from .checkpoint import CheckpointMixin
+from .settings import MagnetSettings
+
+MODEL_CARD = """---
+library_name: transformers
+pipeline_tag: sentence-similarity
+tags: [magnet, sentence-transformers, feature-extraction, text-infilling, text-generation]
+widget:
+- source_sentence: A cat sleeps on the warm stones.
+  sentences:
+  - The animal is resting in the sun.
+  - A dog runs after a ball.
+  - The price of bread has gone up.
+---
+
+# {title}
+
+One model that encodes, infills and generates: a {architecture} with MAGNET's hybrid attention.
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+model.encode(["A cat sleeps.", "A dog runs."])  # one vector a sentence
+model.encode_words("A cat sleeps.")  # one vector a word
+model.infill("She opened the door and", " Then she ran.")  # the missing middle
+inputs = model.tokenizer("Once upon a time", return_tensors="pt")
+model.tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0])
+```
+
+In sentence-transformers: `SentenceTransformer("{name}", trust_remote_code=True).encode(...)`.
+Without `trust_remote_code` the folder is a plain {architecture}.
+"""
+
+HUB_ARGUMENTS = (
+    "repo_id",
+    "private",
+    "token",
+    "commit_message",
+    "commit_description",
+    "revision",
+    "create_pr",
+)
+
+
+class SavingMixin(CheckpointMixin):
+    """`save_pretrained` and `push_to_hub`."""
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """Write a complete folder: weights, config, tokenizer, this code, and what
+        sentence-transformers reads.
+
+        With `trust_remote_code=True` the folder loads as MAGNET by `AutoModel` and
+        `AutoModelForCausalLM`, without it and in other tools as the plain base architecture. The
+        folder is written aside and moved into place when complete, so that a kill or a full disk
+        leaves what was there. Files of other names in an existing folder stay.
+
+        A model with an unmerged adapter that was loaded by `load_adapter` writes the adapter alone,
+        as every transformers model does.
+
+        Args:
+            save_directory: the folder.
+            is_main_process: only the main process of several writes.
+            push_to_hub: then call `push_to_hub` with `repo_id` (default: the folder's name).
+            kwargs: other arguments of transformers' `save_pretrained`.
+
+        Raises:
+            FileExistsError: `save_directory` is a file.
+            ValueError: the model has no tokenizer.
+
+        Example:
+            >>> model.save_pretrained("my-magnet")
+            >>> same = AutoModel.from_pretrained("my-magnet", trust_remote_code=True)
+        """
+        target = Path(save_directory)
+        if target.exists() and not target.is_dir():
+            raise FileExistsError(f"{target} is a file: give a folder")
+        hub = {k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs} if push_to_hub else {}
+        if not is_main_process:
+            return
+        settings, tokenizer = self.magnet_settings, self.tokenizer
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            super().save_pretrained(aside, **kwargs)
+            tokenizer.save_pretrained(aside)
+            if (aside / "config.json").exists():  # an adapter alone has none, and needs no code
+                custom_object_save(self, aside)
+                self._write_config(aside / "config.json", settings)
+                self._write_sentence_transformers_files(aside, settings)
+                self._write_card(aside, target.name)
+            _move_into(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        if push_to_hub:
+            self._upload(target, hub.pop("repo_id", target.name), **hub)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, max_shard_size: str = "50GB", **kwargs
+    ) -> CommitInfo:
+        """Upload the folder that `save_pretrained` writes.
+
+        A model card that is in the repository already stays as it is.
+
+        Args:
+            repo_id: `user/name`; made if it does not exist.
+            max_shard_size: as in `save_pretrained`.
+            kwargs: `private`, `token`, `commit_message`, `commit_description`, `revision`,
+                `create_pr`.
+
+        Returns:
+            The commit: its address as a string, its hash as `oid`.
+
+        Raises:
+            TypeError: an argument is none of these.
+            ValueError: the model has no tokenizer.
+
+        Example:
+            >>> commit = model.push_to_hub("me/my-magnet", private=True)
+        """
+        unknown = set(kwargs) - set(HUB_ARGUMENTS)
+        if unknown:
+            raise TypeError(f"unknown arguments {sorted(unknown)}; known are {HUB_ARGUMENTS}")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / repo_id.split("/")[-1]
+            self.save_pretrained(path, max_shard_size=max_shard_size)
+            return self._upload(path, repo_id, **kwargs)
+
+    def _upload(self, folder: Path, repo_id: str, private=None, token=None, **kwargs) -> CommitInfo:
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        kwargs.setdefault("commit_message", "Upload MAGNET model")
+        if api.file_exists(repo_id, "README.md", revision=kwargs.get("revision")):
+            kwargs["ignore_patterns"] = ["README.md"]
+        elif (folder / "config.json").exists():
+            self._write_card(folder, repo_id)  # under the name that it loads by
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs)
+
+    def _write_card(self, folder: Path, name: str) -> None:
+        card = MODEL_CARD.format(
+            name=name, title=name.split("/")[-1], architecture=self._base_class_name()
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def _base_class_name(self) -> str:
+        """The class of transformers that the folder is without remote code."""
+        names = [
+            c.__name__
+            for c in type(self).__mro__
+            if c.__module__.startswith("transformers.models.")
+        ]
+        return names[0]
+
+    def _write_config(self, path: Path, settings: MagnetSettings) -> None:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        config["architectures"] = [self._base_class_name()]
+        config["auto_map"] = {"AutoModel": reference, "AutoModelForCausalLM": reference}
+        config["magnet"] = settings.to_dict()
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _write_sentence_transformers_files(self, folder: Path, settings: MagnetSettings) -> None:
+        """Tell sentence-transformers to hand plain text, untouched by any chat template, to `pool`.
+
+        `pool` adds the start and the end token, so the tokenizer must not, and their positions of
+        the window are left free. Batches are padded, so a tokenizer without a padding token, such as
+        Llama's, gets the end token for one there.
+        """
+        padding = {}
+        if self.tokenizer.pad_token is None:
+            end_token = self.tokenizer.convert_ids_to_tokens(settings.end_token_id)
+            padding = {"processor_kwargs": {"pad_token": end_token}}
+        files = {
+            "modules.json": [
+                {
+                    "idx": 0,
+                    "name": "0",
+                    "path": "",
+                    "type": "sentence_transformers.models.Transformer",
+                }
+            ],
+            "sentence_bert_config.json": {
+                "max_seq_length": settings.max_length - settings.special_tokens,
+                "modality_config": {"text": {"method": "pool", "method_output_name": None}},
+                "module_output_name": "sentence_embedding",
+                "processing_kwargs": {"text": {"add_special_tokens": False}},
+                **padding,
+            },
+            "config_sentence_transformers.json": {
+                "model_type": "SentenceTransformer",
+                "prompts": settings.sentence_transformers_prompts,
+                "default_prompt_name": settings.default_prompt_name,
+                "similarity_fn_name": "cosine",
+            },
+        }
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _move_into(aside: Path, target: Path) -> None:
+    """Put a complete folder in place: whole where there is none, else file by file."""
+    if not target.exists():
+        aside.rename(target)
+        return
+    new = {path.name for path in aside.iterdir()}
+    for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+        path.replace(target / path.name)
+    for path in target.glob("model*.safetensors*"):
+        if path.name not in new:
+            path.unlink()  # a shard of what was there before; readers would mix the two
