@@ -12,6 +12,8 @@ from transformers import (
 
 # Older versions of transformers copy only the files that this one names, so it names them all.
 from .checkpoint import CheckpointMixin  # noqa: F401
+from .checks import whole_number  # noqa: F401
+from .compat import named_cache  # noqa: F401
 from .encoding import EncodingMixin  # noqa: F401
 from .infilling import InfillingMixin  # noqa: F401
 from .masking import sliding_window  # noqa: F401

@@ -10,6 +10,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 CONTEXT = 0
 """The value of a context token in a span map; every larger value numbers a span."""
 
+SPAN_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Data types of a span map."""
+
 MASK_BACKENDS = ("eager", "sdpa", "flex_attention")
 """Attention backends of transformers that honour a custom mask; the flash kernels drop it."""
 
@@ -76,16 +79,10 @@ def check_span_ids(span_ids: torch.Tensor, batch_size: int, length: int) -> None
         length: the columns it must have, cached ones included.
 
     Raises:
-        TypeError: it is no integer tensor.
+        TypeError: it is no dense tensor of one of `SPAN_DTYPES`.
         ValueError: its shape differs, an entry is negative, or a span is in two pieces.
     """
-    if not isinstance(span_ids, torch.Tensor) or span_ids.is_floating_point():
-        got = span_ids.dtype if isinstance(span_ids, torch.Tensor) else type(span_ids).__name__
-        raise TypeError(f"span_ids is {got}: give an integer tensor, 0 for context, k for span k")
-    if span_ids.dtype == torch.bool:
-        raise TypeError(
-            "span_ids is torch.bool: give an integer tensor, 0 for context, k for span k"
-        )
+    _check_tensor("span_ids", span_ids, SPAN_DTYPES, "0 for context, k for span k")
     if span_ids.shape != (batch_size, length):
         raise ValueError(
             f"span_ids has shape {tuple(span_ids.shape)}, the tokens (cached ones included) have "
@@ -108,6 +105,50 @@ def check_span_ids(span_ids: torch.Tensor, batch_size: int, length: int) -> None
             f"span_ids: span {span} of row {row} is in {int(counts.max())} pieces; a span is one "
             "unbroken run of tokens, so give each piece a number of its own"
         )
+
+
+def check_attention_mask(attention_mask: Any, batch_size: int, length: int) -> None:
+    """Raise unless `attention_mask` says of each of `length` columns whether it holds a token.
+
+    Args:
+        attention_mask: the mask to check; None is fine.
+        batch_size: the rows it must have.
+        length: the columns it must have, cached ones included.
+
+    Raises:
+        TypeError: it is no dense tensor of numbers.
+        ValueError: its shape differs, or an entry is neither 0 nor 1.
+    """
+    if attention_mask is None:
+        return
+    dtypes = (*SPAN_DTYPES, torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    _check_tensor("attention_mask", attention_mask, dtypes, "1 for a token, 0 for padding")
+    if attention_mask.shape != (batch_size, length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens (cached ones "
+            f"included) have ({batch_size}, {length}): with span_ids give one entry per token"
+        )
+    if torch.compiler.is_compiling():
+        return
+    odd = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+    if len(odd):
+        raise ValueError(
+            f"attention_mask holds {odd[0].item()}: with span_ids give 1 for a token, 0 for padding"
+        )
+
+
+def _check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], meaning: str) -> None:
+    got = type(value).__name__
+    if isinstance(value, torch.Tensor):
+        if value.layout == torch.strided and value.dtype in dtypes:
+            return
+        got = str(value.dtype if value.layout == torch.strided else value.layout)
+    raise TypeError(f"{name} is {got}: give a dense integer tensor (torch.long), {meaning}")
+
+
+def cached_length(cache: Cache | None) -> int:
+    """How many tokens a cache holds."""
+    return int(cache.get_seq_length()) if cache is not None else 0
 
 
 def extend_span_ids(span_ids: torch.Tensor, length: int) -> torch.Tensor:
@@ -157,7 +198,7 @@ def attention_arguments(
     query_length: int,
     dtype: torch.dtype,
     attention_mask: torch.Tensor | None = None,
-    past_key_values: Cache | None = None,
+    cache: Cache | None = None,
     document_ids: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Turn a span map into what the stock decoder takes.
@@ -169,8 +210,7 @@ def attention_arguments(
         query_length: how many of the last columns are queries.
         dtype: of the hidden states (eager adds the mask to its scores).
         attention_mask: (batch, past + query_length) 1 for tokens, 0 for padding. None: no padding.
-        past_key_values: the cache, whose tokens stand before the queries. A static cache is longer
-            than what it holds.
+        cache: its tokens precede the queries. A static cache is longer than what it holds.
         document_ids: (batch, query_length) the document of each column (training on packed blocks,
             without a cache). None: a row is one document.
 
@@ -178,7 +218,7 @@ def attention_arguments(
         `attention_mask` as the backend wants it: a bool (sdpa) or additive (eager) tensor of shape
         (batch, 1, query_length, keys), or a BlockMask (flex_attention); one for each type of layer
         where their caches differ in length. Flash kernels take no mask: there, all context is
-        `is_causal=False`, all one span is nothing.
+        `is_causal=False`, all one span needs nothing, and a single row is declared to be one sequence.
 
     Raises:
         ValueError: the backend drops custom masks and the map needs one, `attention_mask` or
@@ -204,10 +244,11 @@ def attention_arguments(
             f"{query_length}): give one entry a token"
         )
     if backend not in MASK_BACKENDS and document_ids is None:
+        arguments = {"attention_mask": attention_mask} | _one_sequence(span_ids, query_length)
         if not span_ids.any():
-            return {"attention_mask": attention_mask, "is_causal": False}
+            return arguments | {"is_causal": False}
         if (span_ids == span_ids[:, :1]).all():
-            return {"attention_mask": attention_mask}
+            return arguments
     if backend not in MASK_BACKENDS:
         raise ValueError(
             f"the attention backend {backend!r} would drop the hybrid mask without a word; call "
@@ -215,10 +256,10 @@ def attention_arguments(
         )
     layer_types = getattr(config, "layer_types", None) or ["all"]
     key_lengths = dict.fromkeys(layer_types, columns)
-    if past_key_values is not None:  # a static cache is no longer than the window in sliding layers
+    if cache is not None:  # a static cache is no longer than the window in sliding layers
         for layer_type in key_lengths:
             layer = layer_types.index(layer_type)
-            key_lengths[layer_type], _ = past_key_values.get_mask_sizes(query_length, layer)
+            key_lengths[layer_type], _ = cache.get_mask_sizes(query_length, layer)
     masks = {}
     for key_length in set(key_lengths.values()):
         extended = extend_span_ids(span_ids, key_length)
@@ -244,3 +285,24 @@ def attention_arguments(
     if len(masks) == 1:  # which every model takes
         return {"attention_mask": masks.popitem()[1]}
     return {"attention_mask": {kind: masks[length] for kind, length in key_lengths.items()}}
+
+
+def _one_sequence(span_ids: torch.Tensor, query_length: int) -> dict[str, Any]:
+    """Tell the flash kernels that a single row is one text, whatever its positions.
+
+    They take a row whose positions jump for several packed texts, and infilling's positions do: a
+    text with a gap, read in the order [suffix, prefix].
+    """
+    batch_size, columns = span_ids.shape
+    if batch_size != 1:
+        return {}
+    ends = [
+        torch.tensor([0, length], dtype=torch.int32, device=span_ids.device)
+        for length in (query_length, columns)
+    ]
+    return {
+        "cu_seq_lens_q": ends[0],
+        "cu_seq_lens_k": ends[1],
+        "max_length_q": query_length,
+        "max_length_k": columns,
+    }

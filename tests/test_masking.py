@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import allowed
 from tiny import ARCHITECTURES, make_model, plain
+from transformers import modeling_flash_attention_utils
 
 from modeling_magnet import masking
+from modeling_magnet.compat import CACHE
 from modeling_magnet.masking import attention_arguments, extend_span_ids, hybrid_mask_function
 
 SPAN_IDS = torch.tensor(
@@ -158,7 +160,7 @@ def check_cached(backend, padding, architecture):
             input_ids=span[:, t : t + 1],
             position_ids=torch.tensor([[4 + t]]),
             attention_mask=real,
-            past_key_values=cached.past_key_values,
+            cache=cached[CACHE],
             span_ids=map_so_far,
         )
         logits.append(cached.logits[:, -1])
@@ -331,6 +333,47 @@ def test_a_map_under_a_flash_backend_raises_unless_it_needs_no_mask():
     }
 
 
+def flash_by_definition(query, key, value, softmax_scale=None, causal=False, **_):
+    """What the flash kernel computes: (batch, length, heads, size), causal at the lower right."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+    mask = mask.tril(key.shape[2] - query.shape[2]) if causal else mask
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=softmax_scale, enable_gqa=True
+    ).transpose(1, 2)
+
+
+def packed_by_definition(query, key, value, cu_seqlens_q, cu_seqlens_k, **arguments):
+    """The kernel of packed texts: (tokens, heads, size), each text by itself."""
+    texts = zip(cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist(), strict=True)
+    queries, keys = zip(*texts, strict=True)
+    parts = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
+    return torch.cat([flash_by_definition(*(x[None] for x in p), **arguments)[0] for p in parts])
+
+
+def test_a_flash_backend_reads_one_text_as_one_whatever_its_positions(monkeypatch):
+    """Positions that jump are packed texts to it; infilling's do, and its suffix was hardly read."""
+    monkeypatch.setattr(
+        modeling_flash_attention_utils,
+        "_lazy_imports",
+        lambda *_, **__: (
+            flash_by_definition, packed_by_definition, None,
+            modeling_flash_attention_utils._pad_input, modeling_flash_attention_utils._unpad_input,
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+    model = make_model()
+    model.generation_config.eos_token_id = 10**6
+    one, two = ("The old", " boats came home."), ("A cat", " on the stones, and then the rain.")
+    several = [list(pair) for pair in zip(one, two, strict=True)]
+    expected = [model.infill(*one, span_length=6), model.infill(*several, span_length=6)]
+    vectors = model.encode([one[1], two[1]])
+    model.config._attn_implementation = "flash_attention_2"
+    assert [model.infill(*one, span_length=6), model.infill(*several, span_length=6)] == expected
+    torch.testing.assert_close(torch.tensor(model.encode(one[1])), torch.tensor(vectors[0]))
+    torch.testing.assert_close(torch.tensor(model.encode([one[1], two[1]])), torch.tensor(vectors))
+
+
 @pytest.mark.parametrize(
     ("span_ids", "error", "message"),
     [
@@ -340,6 +383,8 @@ def test_a_map_under_a_flash_backend_raises_unless_it_needs_no_mask():
         (torch.zeros(1, 5), TypeError, "float32"),
         (torch.zeros(1, 5, dtype=torch.bool), TypeError, "bool"),
         ([[0, 0, 1, 1, 0]], TypeError, "list"),
+        (torch.zeros(1, 5, dtype=torch.uint16), TypeError, "uint16"),
+        (torch.zeros(1, 5, dtype=torch.long).to_sparse(), TypeError, "sparse"),
         (torch.tensor([[0, -1, 0, 0, 0]]), ValueError, "-1"),
         (torch.tensor([[1, 0, 1, 0, 0]]), ValueError, "span 1 of row 0 is in 2 pieces"),
     ],
@@ -353,3 +398,18 @@ def test_an_attention_mask_of_another_length_is_refused(tiny):
     ids = torch.full((1, 5), 7)
     with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 4\)"):
         tiny(input_ids=ids, attention_mask=torch.ones(1, 4), span_ids=torch.zeros_like(ids))
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ([[1, 1, 1, 1, 1]], TypeError, "attention_mask is list"),
+        (torch.tensor([[1, 1, 2, 1, 1]]), ValueError, "attention_mask holds 2"),
+        (torch.tensor([[0.0, float("-inf"), 0, 0, 0]]), ValueError, "attention_mask holds -inf"),
+        (torch.ones(1, 5, dtype=torch.uint16), TypeError, "uint16"),
+    ],
+)
+def test_an_attention_mask_that_is_none_is_refused(tiny, mask, error, message):
+    ids = torch.full((1, 5), 7)
+    with pytest.raises(error, match=message):
+        tiny(input_ids=ids, attention_mask=mask, span_ids=torch.zeros_like(ids))

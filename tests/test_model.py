@@ -2,14 +2,16 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import SENTENCES, make_model, plain
-from transformers import AutoModelForCausalLM, TorchAoConfig
+from transformers import AutoModelForCausalLM, DynamicCache, TorchAoConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
+from modeling_magnet.compat import CACHE, CACHE_NAMES
 
 SPAN_IDS = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 2, 2, 0, 0]])
 IDS = torch.randint(3, 350, SPAN_IDS.shape, generator=torch.Generator().manual_seed(1))
@@ -43,6 +45,47 @@ def test_generate_equals_the_base_class_greedy_and_sampled(any_tiny):
             torch.manual_seed(0)
             written.append(model.generate(IDS, max_new_tokens=10, **arguments))
         assert torch.equal(*written)
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_the_cache_has_both_names_in_every_release(tiny, name):
+    """As an argument of `forward` and `generate`, and no warning is of our making."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        first = tiny(IDS[:, :5], use_cache=True)
+        held = first[CACHE]
+        rest = tiny(IDS[:, 5:], **{name: held}).logits
+        torch.testing.assert_close(rest, tiny(IDS).logits[:, 5:])
+        whole = tiny.generate(IDS, max_new_tokens=6, do_sample=False)
+        cache = DynamicCache(config=tiny.config)
+        half = tiny.generate(IDS, max_new_tokens=3, do_sample=False, **{name: cache})
+        assert cache.get_seq_length() == half.shape[1] - 1
+        assert torch.equal(
+            tiny.generate(half, max_new_tokens=3, do_sample=False, **{name: cache}), whole
+        )
+    with pytest.raises(TypeError, match="two names of one argument"):
+        tiny(IDS, cache=cache, past_key_values=cache)
+
+
+def test_generate_takes_embeddings_as_the_base_class_does(any_tiny):
+    base = plain(any_tiny)
+    embeddings = base.get_input_embeddings()(IDS)
+    arguments = {"inputs_embeds": embeddings, "max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(any_tiny.generate(**arguments), base.generate(**arguments))
+
+
+def test_attentions_are_returned_as_by_the_base_class(any_tiny):
+    any_tiny.set_attn_implementation("eager")
+    base = plain(any_tiny)
+    for model in (any_tiny, base):
+        model.generation_config.return_dict_in_generate = True
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    one, two = (model(IDS, **asked) for model in (any_tiny, base))
+    assert all(map(torch.equal, one.attentions, two.attentions))
+    assert all(map(torch.equal, one.hidden_states, two.hidden_states))
+    one, two = (model.generate(IDS, max_new_tokens=3, **asked) for model in (any_tiny, base))
+    assert len(one.attentions) == len(two.attentions) == 3
+    assert all(map(torch.equal, one.attentions[2], two.attentions[2]))
 
 
 def test_real_model_without_a_map_equals_llama(base_model):

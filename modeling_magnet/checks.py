@@ -1,0 +1,34 @@
+"""Checks of arguments that several methods take."""
+
+from numbers import Integral
+from typing import Any
+
+
+def whole_number(name: str, value: Any, most: int | None = None) -> int:
+    """Check that an argument is a whole number from 1 on; numpy's integers are, booleans are not.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was got.
+        most: the largest number allowed. None: any.
+
+    Returns:
+        The number as an `int`.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below 1 or over `most`.
+
+    Example:
+        >>> whole_number("batch_size", 32)
+        32
+    """
+    wanted = "from 1 on" if most is None else f"from 1 to {most}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"{name} is {value!r} ({type(value).__name__}): give a whole number {wanted}"
+        )
+    number = int(value)
+    if number < 1 or (most is not None and number > most):
+        raise ValueError(f"{name} is {number}: give a whole number {wanted}")
+    return number
