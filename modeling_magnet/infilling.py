@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from .checks import whole_number
+from .compat import CACHE, CACHE_NAMES
 from .encoding import EncodingMixin, _evaluating
 from .masking import CONTEXT, attention_arguments, sliding_window
 
@@ -31,8 +34,8 @@ SET_BY_INFILL = (
     "input_ids",
     "attention_mask",
     "position_ids",
-    "past_key_values",
     "span_ids",
+    *CACHE_NAMES,
 )
 
 
@@ -128,17 +131,13 @@ class InfillingMixin(EncodingMixin):
             >>> len(model.infill_blanks(["The", " sat on the", "."], span_length=1))
             2
         """
-        texts = [parts] if all(isinstance(part, str) for part in parts) else list(parts)
-        single = len(parts) > 0 and isinstance(parts[0], str)
-        for text in texts:
-            if isinstance(text, str) or len(text) < 2:
-                raise ValueError(f"parts is {text!r}: n blanks need n + 1 strings around them")
+        texts, single = _as_texts(parts)
         if single:
             lengths = [_each(span_length, len(texts[0]) - 1, "blanks")]
-        elif span_length is None or isinstance(span_length, int):
-            lengths = [_each(span_length, len(text) - 1, "blanks") for text in texts]
-        else:
+        elif isinstance(span_length, LISTS):
             raise ValueError("span_length is a sequence: for several texts give one number or None")
+        else:
+            lengths = [_each(span_length, len(text) - 1, "blanks") for text in texts]
         results = self._infill(texts, lengths, max_new_tokens, None, generate_arguments)
         if not isinstance(results, list):
             return results
@@ -146,16 +145,13 @@ class InfillingMixin(EncodingMixin):
 
     def _infill(self, texts, lengths, max_new_tokens, streamer, arguments):
         """The spans of texts given as parts: result[text][blank] is a text, or a list of n."""
-        arguments = dict(arguments)
-        self._check_generate_arguments(arguments)
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
+        arguments, max_new_tokens = self._generate_arguments(arguments, max_new_tokens)
         if not texts:
             return []
         rows = self._rows(texts, lengths, max_new_tokens)
         gaps = sorted({row.gap for row in rows})
         ranked = lengths[0][0] is None
-        whole_output = self._generation_value("return_dict_in_generate", arguments)
+        whole_output = arguments["return_dict_in_generate"]
         if ranked and (streamer is not None or whole_output):
             raise ValueError(
                 "streamer and return_dict_in_generate show one decoding: give span_length"
@@ -245,7 +241,7 @@ class InfillingMixin(EncodingMixin):
             for name in ("num_beams", "num_return_sequences")
         )
         if self._share_contexts(rows, copies, arguments):
-            inputs["past_key_values"] = self._read_contexts(rows, copies)
+            inputs[CACHE] = self._read_contexts(rows, copies)
         output: Any = self.generate(
             **inputs, max_new_tokens=min(longest, max_new_tokens or longest), **arguments
         )
@@ -254,11 +250,12 @@ class InfillingMixin(EncodingMixin):
         if whole:
             output.sequences = written
         returned = len(written) // len(rows)
-        ends = self._generation_value("eos_token_id", arguments)
-        ends = set(ends if isinstance(ends, (list, tuple)) else [ends])
+        ends = self._end_tokens(arguments)
         for row, spans in zip(rows, written.split(returned), strict=True):
             for span in spans[:, : row.gap].tolist():
                 end = next((i for i, token in enumerate(span) if token in ends), len(span))
+                while not ends and end and span[end - 1] == arguments["pad_token_id"]:
+                    end -= 1  # nothing but a stopping criterion ends a span here
                 row.spans.append(span[:end])
         return output
 
@@ -307,8 +304,8 @@ class InfillingMixin(EncodingMixin):
         self.base_model(
             input_ids=inputs["input_ids"],
             position_ids=inputs["position_ids"],
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
             **arguments,
         )
         own = list(contexts)
@@ -392,7 +389,17 @@ class InfillingMixin(EncodingMixin):
         value = getattr(config, name, None)
         return getattr(self.generation_config, name, None) if value is None else value
 
-    def _check_generate_arguments(self, arguments: dict) -> None:
+    def _end_tokens(self, arguments: dict) -> list[int]:
+        """The tokens of the vocabulary at which `generate` ends a row."""
+        ends = self._generation_value("eos_token_id", arguments)
+        ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+        return [token for token in ends if 0 <= token < self.config.vocab_size]
+
+    def _generate_arguments(
+        self, arguments: dict, max_new_tokens: int | None
+    ) -> tuple[dict, int | None]:
+        """Check what the caller has for `generate`, and set what infilling decides."""
+        arguments = dict(arguments)
         for name in SET_BY_INFILL:
             if name in arguments:
                 raise TypeError(f"{name} is set by infill itself: leave it out")
@@ -401,13 +408,32 @@ class InfillingMixin(EncodingMixin):
                 raise ValueError(
                     f"{name} counts the context too: give span_length, max_new_tokens or min_new_tokens"
                 )
+        config = arguments.get("generation_config")
+        if config is not None and not isinstance(config, GenerationConfig):
+            raise TypeError(
+                f"generation_config is {type(config).__name__}: give a GenerationConfig of transformers"
+            )
         if self._generation_value("prefill_chunk_size", arguments):
             raise ValueError(
-                "prefill_chunk_size reads the prompt in chunks, but infilling needs every context "
-                "token to see all others: leave it out"
+                "prefill_chunk_size reads the prompt in chunks, but infilling needs every context token "
+                "to see all others: leave it out, or set it to None in model.generation_config"
             )
-        if self._generation_value("pad_token_id", arguments) is None:
-            arguments["pad_token_id"] = self.magnet_settings.end_token_id
+        if max_new_tokens is None and config is not None:
+            max_new_tokens = config.max_new_tokens
+        if max_new_tokens is not None:
+            max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+        # Only the caller's word counts: a checkpoint's default would change what infill returns.
+        whole = arguments.get(
+            "return_dict_in_generate", getattr(config, "return_dict_in_generate", 0)
+        )
+        arguments["return_dict_in_generate"] = bool(whole)
+        # A row that a stopping criterion ends is padded: with an end token, where the span is cut.
+        # Without any end token `generate` would write on in it, so it gets one that cannot come.
+        ends = self._end_tokens(arguments)
+        arguments["pad_token_id"] = ends[0] if ends else self.magnet_settings.end_token_id
+        if not ends:
+            arguments["eos_token_id"] = self.config.vocab_size
+        return arguments, max_new_tokens
 
 
 @dataclass
@@ -475,13 +501,29 @@ class _SpanStreamer(BaseStreamer):
         self.streamer.end()
 
 
+LISTS = (Sequence, np.ndarray)
+"""What a list of lengths may be."""
+
+
+def _as_texts(parts) -> tuple[list[Sequence[str]], bool]:
+    """`parts` as a list of texts in parts, and whether it was one text."""
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        raise TypeError(
+            f"parts is {type(parts).__name__}: give the strings around the blanks, or a sequence of such "
+            "sequences"
+        )
+    single = len(parts) > 0 and all(isinstance(part, str) for part in parts)
+    texts = [parts] if single else list(parts)
+    for text in texts:
+        if isinstance(text, str) or not isinstance(text, Sequence) or len(text) < 2:
+            raise ValueError(f"parts holds {text!r}: n blanks need n + 1 strings around them")
+    return texts, single
+
+
 def _each(span_length, count: int, what: str) -> list[int | None]:
-    lengths = list(span_length) if isinstance(span_length, Sequence) else [span_length] * count
+    lengths = list(span_length) if isinstance(span_length, LISTS) else [span_length] * count
     if len(lengths) != count:
         raise ValueError(f"span_length has {len(lengths)} entries, there are {count} {what}")
-    for length in lengths:
-        if length is not None and (not isinstance(length, int) or length < 1):
-            raise ValueError(f"span_length is {length!r}: give whole numbers from 1 on, or None")
     if None in lengths and any(length is not None for length in lengths):
         raise ValueError(f"span_length is {lengths}: give all lengths or none")
-    return lengths
+    return [length if length is None else whole_number("span_length", length) for length in lengths]

@@ -1,16 +1,19 @@
 """`infill` and `infill_blanks`: cached decoding equals the span decoded in its place."""
 
+import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, make_model
+from tiny import ARCHITECTURES, make_model, plain
 from transformers import (
     DynamicCache,
     GenerationConfig,
     LlamaForCausalLM,
+    StoppingCriteria,
     TextIteratorStreamer,
     TextStreamer,
 )
 
+from modeling_magnet.compat import CACHE_NAMES
 from modeling_magnet.masking import sliding_window
 
 NEVER = 10**6  # the id of no token
@@ -323,13 +326,23 @@ def test_no_texts(tiny):
         ({"prefix": ["a"], "suffix": ["b", "c"]}, ValueError, "1 prefixes and 2 suffixes"),
         ({"prefix": "a", "suffix": 3}, TypeError, "int"),
         ({"span_length": 0}, ValueError, "span_length is 0"),
-        ({"span_length": 2.5}, ValueError, "2.5"),
+        ({"span_length": 2.5}, TypeError, "2.5"),
+        ({"span_length": True}, TypeError, "span_length is True"),
+        ({"span_length": "3"}, TypeError, "span_length is '3'"),
         ({"span_length": [2, 3]}, ValueError, "2 entries, there are 1"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens is 0"),
+        ({"max_new_tokens": 1.5}, TypeError, r"max_new_tokens is 1.5 \(float\)"),
+        ({"generation_config": 3}, TypeError, "generation_config is int"),
         ({"span_length": 500}, ValueError, r"\d+ positions \(500 of them gap\), the limit is 256"),
         ({"span_length": 4, "prefill_chunk_size": 2}, ValueError, "prefill_chunk_size"),
         ({"span_length": 4, "max_length": 20}, ValueError, "max_length counts the context"),
         ({"span_length": 4, "input_ids": None}, TypeError, "input_ids is set by infill"),
+        ({"span_length": 4, "cache": None}, TypeError, "cache is set by infill"),
+        (
+            {"span_length": 4, "past_key_values": None},
+            TypeError,
+            "past_key_values is set by infill",
+        ),
         ({"span_length": 4, "unknown": 1}, ValueError, "unknown"),
         ({"streamer": TextStreamer(None)}, ValueError, "give span_length"),
         ({"return_dict_in_generate": True}, ValueError, "give span_length"),
@@ -338,6 +351,79 @@ def test_no_texts(tiny):
 def test_bad_arguments(tiny, arguments, error, message):
     with pytest.raises(error, match=message):
         tiny.infill(**({"prefix": PREFIX, "suffix": SUFFIX} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [(None, TypeError), ("a ___ b", TypeError), (3, TypeError), ([1], ValueError)],
+)
+def test_parts_that_are_no_strings(tiny, parts, error):
+    with pytest.raises(error, match="parts"):
+        tiny.infill_blanks(parts)
+
+
+def test_lengths_may_be_integers_of_numpy(endless):
+    expected = endless.infill([PREFIX] * 2, [SUFFIX] * 2, span_length=[3, 5], max_new_tokens=4)
+    lengths = np.array([3, 5])
+    written = endless.infill([PREFIX] * 2, [SUFFIX] * 2, lengths, max_new_tokens=np.int64(4))
+    assert written == expected
+
+
+def test_a_generation_configs_max_new_tokens_counts(endless):
+    config = GenerationConfig(max_new_tokens=3)
+    written = endless.infill(PREFIX, SUFFIX, span_length=6, generation_config=config)
+    assert written == endless.infill(PREFIX, SUFFIX, span_length=6, max_new_tokens=3)
+    assert written != endless.infill(PREFIX, SUFFIX, span_length=6)
+
+
+def test_a_checkpoint_that_returns_dicts_infills_texts(endless):
+    expected = endless.infill(PREFIX, SUFFIX)
+    endless.generation_config.return_dict_in_generate = True
+    assert endless.infill(PREFIX, SUFFIX) == expected
+    asked = endless.infill(PREFIX, SUFFIX, span_length=4, return_dict_in_generate=True)
+    assert asked.texts == [[endless.infill(PREFIX, SUFFIX, span_length=4)]]
+
+
+class AfterTokens(StoppingCriteria):
+    """Ends row i after `counts[i]` new tokens."""
+
+    def __init__(self, counts):
+        self.counts, self.prompt = torch.tensor(counts), None
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.prompt = input_ids.shape[1] - 1 if self.prompt is None else self.prompt
+        return input_ids.shape[1] - self.prompt >= self.counts
+
+
+@pytest.mark.parametrize("end", [NEVER, None, 1])
+@pytest.mark.parametrize("pad", [40, None])
+def test_the_padding_of_a_row_that_stopped_early_is_no_text(endless, end, pad):
+    """Stop strings and criteria end rows before others; the padding may be an ordinary token."""
+    endless.generation_config.eos_token_id = end
+    endless.generation_config.pad_token_id = pad
+    pairs = [PREFIX, "A cat"], [SUFFIX, " on the stones."]
+    for counts in ([2, 6], [6, 1]):
+        written = endless.infill(
+            *pairs, span_length=6, stopping_criteria=[AfterTokens(counts)], pad_token_id=pad
+        )
+        assert written == [
+            endless.infill(p, s, span_length=6, max_new_tokens=n)
+            for p, s, n in zip(*pairs, counts, strict=True)
+        ]
+
+
+def test_the_padding_of_a_row_that_stopped_early_is_not_ranked(endless, monkeypatch):
+    ranked = []
+    score = endless._mean_log_probability
+    monkeypatch.setattr(
+        endless,
+        "_mean_log_probability",
+        lambda texts, firsts: ranked.extend(texts) or score(texts, firsts),
+    )
+    stop = AfterTokens([1, 3, 12])  # of the gaps of 4, 8 and 12
+    endless.infill(PREFIX, SUFFIX, max_new_tokens=12, stopping_criteria=[stop], pad_token_id=40)
+    context = len(ranked[0]) - 1
+    assert [len(text) - context for text in ranked] == [1, 3, 12]
 
 
 def test_bad_blanks(tiny):
@@ -393,13 +479,46 @@ def test_a_prompt_with_a_map_goes_on_as_an_open_span(any_tiny):
     assert torch.equal(zeros, written)
 
 
-def test_generate_restarts_from_a_cache(any_tiny):
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_generate_restarts_from_a_cache(any_tiny, name):
+    """Under the name that the cache has in any release."""
     tiny = any_tiny
     ids = torch.randint(3, 300, (1, 7), generator=torch.Generator().manual_seed(3))
     tiny.generation_config.eos_token_id = NEVER
     span_ids = torch.zeros_like(ids)
     cache = DynamicCache(config=tiny.config)
-    first = tiny.generate(ids, span_ids=span_ids, past_key_values=cache, max_new_tokens=3)
-    again = tiny.generate(first, span_ids=span_ids, past_key_values=cache, max_new_tokens=3)
+    first = tiny.generate(ids, span_ids=span_ids, max_new_tokens=3, **{name: cache})
+    again = tiny.generate(first, span_ids=span_ids, max_new_tokens=3, **{name: cache})
     whole = tiny.generate(ids, span_ids=span_ids, max_new_tokens=6)
     assert torch.equal(again, whole)
+
+
+def test_a_map_that_is_not_the_prompts_is_refused(tiny):
+    """A shorter one would turn the rest of the prompt into an open span."""
+    ids = torch.randint(3, 300, (1, 8))
+    for length in (5, 9):
+        with pytest.raises(ValueError, match=rf"\(1, {length}\).*\(1, 8\)"):
+            tiny.generate(ids, span_ids=torch.zeros(1, length, dtype=torch.long), max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"\(1, 8\).*\(2, 8\)"):
+        tiny.generate(ids.repeat(2, 1), span_ids=torch.zeros_like(ids), max_new_tokens=2)
+    with pytest.raises(TypeError, match="list"):
+        tiny.generate(ids, span_ids=[[0] * 8], max_new_tokens=2)
+    with pytest.raises(ValueError, match="attention_mask holds 7"):
+        tiny.generate(ids, span_ids=torch.zeros_like(ids), attention_mask=ids * 0 + 7)
+    with pytest.raises(ValueError, match="without input_ids"):
+        tiny.generate(span_ids=torch.zeros_like(ids), max_new_tokens=2)
+
+
+def test_a_plain_assistant_takes_no_map(tiny):
+    ids = torch.randint(3, 300, (1, 8))
+    with pytest.raises(ValueError, match="assistant_model is a LlamaForCausalLM"):
+        tiny.generate(ids, span_ids=torch.zeros_like(ids), assistant_model=plain(tiny))
+
+
+def test_embeddings_as_prompt_with_a_map(any_tiny):
+    any_tiny.generation_config.eos_token_id = NEVER
+    ids = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(3))
+    arguments = {"span_ids": torch.zeros_like(ids), "max_new_tokens": 4, "do_sample": False}
+    expected = any_tiny.generate(ids, **arguments)[:, 7:]
+    embeddings = any_tiny.get_input_embeddings()(ids)
+    assert torch.equal(any_tiny.generate(inputs_embeds=embeddings, **arguments), expected)
