@@ -171,6 +171,14 @@ class DataArguments:
         metadata={"help": "Folder of the tokenized text (default: in the cache of `datasets`)."},
     )
     block_length: int = field(default=512, metadata={"help": "Tokens in a block (paper: 512)."})
+    cut_blocks: list[int] = field(
+        default_factory=lambda: [1],
+        metadata={
+            "help": "Into how many parts the blocks of a step are cut, drawn for each step: [1, 2, 4, 8] "
+            "trains on four lengths with as many tokens a step, and so on both sides of short and long "
+            "texts. Spans and gaps are shorter by as much."
+        },
+    )
     pair_length: int = field(
         default=128, metadata={"help": "Most tokens of a sentence, prompt included (paper: 128)."}
     )
@@ -225,6 +233,15 @@ class DataArguments:
         for name in ("block_length", "pair_length", "group_size", "max_spans", "min_span_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        shortest = self.block_length // max(self.cut_blocks, default=1)
+        if min(self.cut_blocks, default=0) < 1 or (
+            self.cut_blocks != [1] and shortest <= 2 * self.max_spans
+        ):
+            raise ValueError(
+                f"cut_blocks is {self.cut_blocks}: give numbers from 1 on that leave each part of "
+                f"{self.block_length} tokens (block_length) more than {2 * self.max_spans}, the room "
+                f"of {self.max_spans} spans (max_spans)"
+            )
         if self.max_span_length < self.min_span_length:
             raise ValueError(
                 f"max_span_length is {self.max_span_length}, min_span_length "

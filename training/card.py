@@ -212,6 +212,9 @@ def _training_of(settings: dict[str, Any]) -> dict[str, Any]:
         * settings["processes"]
     )
     blocks = f"{items} blocks of {settings['block_length']} tokens" if settings["text"] else ""
+    if blocks and (cuts := settings.get("cut_blocks", [1])) != [1]:  # runs of before have none
+        lengths = [settings["block_length"] // parts for parts in cuts]
+        blocks += f", cut to {', '.join(map(str, lengths))} by turns"
     a_step = [blocks] if blocks else []
     a_step += [f"{pairs * items} pairs"] if pairs else []
     return {

@@ -1,6 +1,7 @@
 """From items to a step's tensors: missing spans, masked tokens, prompts (MAGNET, section 3.2)."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,15 +53,17 @@ class MagnetCollator:
 
         Returns:
             Where items have blocks, `input_ids`, `span_ids`, `mntp_labels`, `msg_labels` (blocks
-            with spans) and `ntp_labels` (blocks that are one span): (blocks, block_length), a label
-            standing at the token that it names; with documents kept apart `document_ids`, and with
+            with spans) and `ntp_labels` (blocks that are one span): (blocks, length), where a block
+            is a part of an item's in steps that cut them (`cut_blocks`), a label standing at the
+            token that it names; with documents kept apart `document_ids`, and with
             spans in longer gaps `position_ids`, of the same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
             pairs, length), the sentences, their positives and, if there are any, hard negatives,
             without start and end token.
         """
         batch: dict[str, torch.Tensor] = {}
         if items[0].block is not None:
-            rows = [self._mark_and_mask(item) for item in items]
+            parts = self._parts_of_a_block(items[0])
+            rows = [row for item in items for row in self._mark_and_mask(item, parts)]
             batch |= {
                 name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]
             }
@@ -83,20 +86,47 @@ class MagnetCollator:
                 self.arguments.pair_length,
             )
 
-    def _mark_and_mask(self, item: Item) -> dict[str, np.ndarray]:
-        generator = np.random.default_rng((self.seed, 2, item.index))
-        tokens = np.asarray(item.block, dtype=np.int64)
+    def _parts_of_a_block(self, first: Item) -> int:
+        """Into how many parts the blocks of an item's step are cut; held-out blocks stay whole."""
+        if first.held_out:
+            return 1
+        step = first.index // self.items_a_step
+        generator = np.random.default_rng((self.seed, 6, step))
+        return int(generator.choice(self.arguments.cut_blocks))
+
+    def _mark_and_mask(self, item: Item, parts: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the rows of an item, each seeded by its number among rows of this length."""
+        assert item.block is not None
+        if parts == 1:
+            blocks = [(item.block, item.document_ids)]
+        else:
+            has_start = self.settings.start_token_id is not None
+            blocks = cut_block(item.block, item.document_ids, parts, has_start)
+        for n, (tokens, documents) in enumerate(blocks):
+            number = item.index * parts + n
+            yield self._mark_and_mask_row(tokens, documents, number, parts, item.held_out)
+
+    def _mark_and_mask_row(
+        self,
+        block: np.ndarray,
+        documents: np.ndarray | None,
+        number: int,
+        parts: int,
+        held_out: bool,
+    ) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng((self.seed, 2, number))
+        tokens = np.asarray(block, dtype=np.int64)
         # Even shares: with a fraction of 1/4, of four consecutive blocks one is one span.
-        fraction = 0.0 if item.held_out else self.arguments.all_span_fraction
-        all_span = int((item.index + 1) * fraction) > int(item.index * fraction)
-        span_ids = (
-            self._one_span(len(tokens)) if all_span else self._draw_spans(len(tokens), generator)
-        )
-        documents = item.document_ids
+        fraction = 0.0 if held_out else self.arguments.all_span_fraction
+        all_span = int((number + 1) * fraction) > int(number * fraction)
+        if all_span:
+            span_ids = self._one_span(len(tokens))
+        else:
+            span_ids = self._draw_spans(len(tokens), parts, generator)
         position_ids = np.arange(len(tokens))
-        if not all_span and not item.held_out and self._ends_spans(item.index):
+        if not all_span and not held_out and self._ends_spans(number):
             tokens, span_ids, documents, position_ids = self._end_spans(
-                tokens, span_ids, documents, item.index
+                tokens, span_ids, documents, number, parts
             )
         predictable = np.ones(len(tokens), dtype=bool)
         predictable[0] = False
@@ -131,11 +161,11 @@ class MagnetCollator:
             row["position_ids"] = position_ids
         return row
 
-    def _ends_spans(self, index: int) -> bool:
-        generator = np.random.default_rng((self.seed, 4, index))
+    def _ends_spans(self, number: int) -> bool:
+        generator = np.random.default_rng((self.seed, 4, number))
         return generator.random() < self.arguments.end_of_span_fraction
 
-    def _end_spans(self, tokens, span_ids, documents, index):
+    def _end_spans(self, tokens, span_ids, documents, number, parts):
         """Put the end token behind each span, and the spans into gaps that are longer than they.
 
         So a model learns when a span is written that the gap says nothing about. What is pushed over
@@ -144,12 +174,13 @@ class MagnetCollator:
         Returns:
             Tokens, span map, documents (or None) and position ids, (length,) each.
         """
-        generator = np.random.default_rng((self.seed, 5, index))
+        generator = np.random.default_rng((self.seed, 5, number))
         length, lasts = len(tokens), np.flatnonzero(np.diff(span_ids, append=0) < 0)
         behind = lasts + 1  # where the end tokens go
         span_ids_of_ends = span_ids[lasts]
         sizes = np.array([(span_ids == k).sum() + 1 for k in span_ids_of_ends], dtype=np.int64)
-        gaps = generator.integers(sizes, np.maximum(sizes, self.arguments.max_gap_length) + 1)
+        longest = self.arguments.max_gap_length // parts
+        gaps = generator.integers(sizes, np.maximum(sizes, longest) + 1)
         position_ids = np.arange(length + len(lasts))
         for n, (place, slack) in enumerate(zip(behind, gaps - sizes, strict=True), start=1):
             position_ids[place + n :] += slack
@@ -166,7 +197,7 @@ class MagnetCollator:
         span_ids[0] = 0
         return span_ids
 
-    def _draw_spans(self, length: int, generator: np.random.Generator) -> np.ndarray:
+    def _draw_spans(self, length: int, parts: int, generator: np.random.Generator) -> np.ndarray:
         """(length,) a span map: 1 to `max_spans` spans apart.
 
         Token 0 and the token before each span stay context: the output there predicts the span's
@@ -175,9 +206,8 @@ class MagnetCollator:
         arguments = self.arguments
         span_ids = np.zeros(length, dtype=np.int64)
         count = int(generator.integers(1, arguments.max_spans + 1))
-        lengths = generator.integers(
-            arguments.min_span_length, arguments.max_span_length + 1, size=count
-        )
+        longest = max(arguments.min_span_length, arguments.max_span_length // parts)
+        lengths = generator.integers(arguments.min_span_length, longest + 1, size=count)
         while lengths.sum() + count >= length:  # a block too short for what was drawn
             lengths = np.maximum(lengths // 2, 1)
         free = length - int(lengths.sum()) - count  # context beyond the one token before each span
@@ -226,3 +256,39 @@ class MagnetCollator:
         if not others or generator.random() < 0.5:
             return ""
         return others[generator.integers(len(others))]
+
+
+def cut_block(
+    tokens: np.ndarray, document_ids: np.ndarray | None, parts: int, has_start: bool
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Cut a block into shorter ones of one length, each behind the start token; the rest is dropped.
+
+        S a a a b b b b b c c   in 2   S a a a b   S b b b b
+        documents kept apart           0 0 0 0 1   0 0 0 0 0
+
+    Where documents are kept apart, one that begins with a part has brought its start token.
+
+    Args:
+        tokens: (length,) of a `Blocks` table.
+        document_ids: (length,) or None.
+        parts: 2 or more.
+        has_start: whether the block begins with a start token.
+
+    Returns:
+        For each part its tokens, (length // parts,), and their documents, likewise, or None.
+    """
+    own = int(has_start)
+    size = len(tokens) // parts - own
+    cut = []
+    for first in range(own, own + parts * size, size):
+        begins = document_ids is not None and document_ids[first] != document_ids[first - 1]
+        before = np.full(own, first)  # where a start token goes, in that token's document
+        if has_start and first > own and begins:
+            chosen = np.arange(first, first + size + own)
+            part = tokens[chosen]
+        else:
+            chosen = np.concatenate([before, np.arange(first, first + size)])
+            part = np.concatenate([tokens[:own], tokens[first : first + size]])
+        documents = None if document_ids is None else document_ids[chosen] - document_ids[first]
+        cut.append((part, documents))
+    return cut

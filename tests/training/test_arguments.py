@@ -38,7 +38,11 @@ RECIPES |= {
         ),
     )
 }
-"""Each config, behind the one that its head says it goes over."""
+RECIPES |= {
+    name: [SMOLLM2, CONFIGS / "released-text.yaml", CONFIGS / f"{name}.yaml"]
+    for name in ("text-gpu", "every-length")
+}
+"""Each config, behind those that its head says it goes over."""
 
 
 def recipe(name: str):
@@ -68,7 +72,8 @@ def test_every_config_trains(paths, run, corpus):
         "validation_pair_count": 4, "token_cache": str(corpus / "tokens"), "eval_steps": 1,
         "use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no",
         "output_dir": str(corpus / "recipe"), "group_column": None, "optim": "adamw_torch",
-        "adapter": None, "compile_layers": False,
+        "adapter": None, "compile_layers": False, "dataloader_num_workers": 0, "max_gap_length": 64,
+        "dataloader_prefetch_factor": None,
     }  # fmt: skip
     _, data, args = parse([*paths, "--use_cpu"])
     for name, value in {

@@ -12,7 +12,7 @@ from tiny import make_model
 from modeling_magnet import MagnetSettings
 from modeling_magnet.masking import check_span_ids
 from training.arguments import DataArguments
-from training.collator import IGNORE, MagnetCollator
+from training.collator import IGNORE, MagnetCollator, cut_block
 from training.data import Item
 
 MASK = 349
@@ -225,6 +225,83 @@ def test_spans_that_end_stand_in_longer_gaps(documents):
     assert 80 < ended < 120
     assert min(slacks) == 0 and max(slacks) > 40 and 15 < np.mean(slacks) < 35
     assert make_collator(end_of_span_fraction=1.0)(originals[:1])["position_ids"].shape == (1, 80)
+
+
+def step_of(collate, step, length=520):
+    """The batch of a step of four items, whose tokens are numbered."""
+    blocks = np.arange(4 * length, dtype=np.int32).reshape(4, length) % 300 + 10
+    return collate([Item(4 * step + n, block, None, []) for n, block in enumerate(blocks)]), blocks
+
+
+def test_a_step_has_one_of_several_lengths_and_always_as_many_tokens():
+    collate = make_collator(cut_blocks=[1, 2, 4, 8], block_length=520, all_span_fraction=0.25)
+    shapes, longest = Counter(), {}
+    for step in range(200):
+        batch, blocks = step_of(collate, step)
+        rows, length = batch["input_ids"].shape
+        assert rows * length == 4 * 520
+        shapes[length] += 1
+        clean = torch.where(
+            batch["mntp_labels"] != IGNORE, batch["mntp_labels"], batch["input_ids"]
+        )
+        parts = rows // 4
+        for row, tokens in enumerate(clean):  # each part behind its block's first token
+            block, first = blocks[row // parts], 1 + row % parts * (length - 1)
+            assert tokens.tolist() == [block[0], *block[first : first + length - 1]]
+        spans = batch["msg_labels"] != IGNORE
+        most = max(int((batch["span_ids"][spans.any(1)] == k).sum(1).max()) for k in (1, 2))
+        longest[length] = max(most, longest.get(length, 0))
+    assert set(shapes) == {520, 260, 130, 65} and min(shapes.values()) > 30
+    assert all(
+        length / 6 < longest[length] <= length / 4 for length in shapes
+    )  # 128 of 520 at most
+
+
+def test_every_process_and_micro_batch_of_a_step_has_its_length():
+    collate = make_collator(cut_blocks=[1, 2, 4, 8], block_length=520)
+    for step in range(20):
+        whole, blocks = step_of(collate, step)
+        halves = [
+            collate([Item(4 * step + n, blocks[n], None, []) for n in half])
+            for half in ((0, 1), (2, 3))
+        ]
+        for name, value in whole.items():
+            assert torch.equal(torch.cat([half[name] for half in halves]), value), name
+
+
+@pytest.mark.parametrize("start", [0, None])
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(20, 90),
+    parts=st.integers(2, 5),
+    ends=st.sets(st.integers(2, 88), max_size=4),
+)
+def test_a_cut_block_loses_no_token_but_the_rest(start, length, parts, ends):
+    own = [] if start is None else [start]
+    tokens = np.arange(length, dtype=np.int32) + 10
+    starts = np.isin(np.arange(length), list(ends))
+    documents = starts.cumsum().astype(np.int32)
+    tokens[[0, *np.flatnonzero(starts)] if own else []] = start or 0
+    together = cut_block(tokens, None, parts, bool(own))
+    apart = cut_block(tokens, documents, parts, bool(own))
+    text = length // parts - len(own)  # tokens of a part beside its start token
+    for number in range(parts):
+        first = len(own) + number * text
+        part, none = together[number]
+        assert part.tolist() == [*own, *tokens[first : first + text]] and none is None
+        brought = bool(own) and number > 0 and starts[first]  # its document's own start token
+        places = np.arange(first, first + text) + brought
+        part, of = apart[number]
+        assert part.tolist() == [*own, *tokens[places]]
+        assert of.tolist() == [*own, *(documents[places] - documents[first])]
+
+
+def test_held_out_blocks_are_not_cut():
+    held_out = items(4)
+    for item in held_out:
+        item.held_out = True
+    batch = make_collator(cut_blocks=[8])(held_out)
+    assert batch["input_ids"].shape == (4, 512)
 
 
 def test_held_out_spans_do_not_end():

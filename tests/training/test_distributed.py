@@ -71,8 +71,11 @@ def assert_same(result, expected):
         torch.testing.assert_close(value, expected_weights[name], atol=1e-5, rtol=0)
 
 
-EVALUATED = {"eval_strategy": "steps", "eval_steps": 3, "optim": "sgd", "learning_rate": 0.05}
-"""SGD shows the gradient as it is; AdamW makes a step of each rounding where the gradient is 0."""
+EVALUATED = {
+    "eval_strategy": "steps", "eval_steps": 3, "optim": "sgd", "learning_rate": 0.05,
+    "cut_blocks": [1, 2, 4],
+}  # fmt: skip
+"""Steps of several lengths. SGD shows the gradient as it is; AdamW makes a step of each rounding where the gradient is 0."""
 
 
 ONE: list = []

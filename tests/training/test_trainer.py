@@ -219,7 +219,7 @@ LONG = {
         {"steps": 20, "mntp": 1, "sscl": 1, "msg": 1, "ntp": 1, "divergence": 1},
     ],
     "all_span_fraction": 0.25, "lora_dropout": 0.1, "save_strategy": "steps", "save_steps": 3,
-    "save_total_limit": 2,
+    "save_total_limit": 2, "cut_blocks": [1, 2, 4],
 }  # fmt: skip
 
 
