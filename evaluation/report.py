@@ -119,7 +119,7 @@ def _times(records: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(output: Path, tables: dict[str, Columns]) -> list[Path]:
-    """Draw what people would rather look at: STS bars, perplexity against span length and position.
+    """Draw what people would rather look at: STS bars, perplexity against windows, span lengths, positions.
 
     Args:
         output: folder of the pictures.
@@ -137,6 +137,18 @@ def draw(output: Path, tables: dict[str, Columns]) -> list[Path]:
             tables.get("infilling", {}), "ROC Stories, position "
         ),
     }
+    windows = {
+        model: {
+            name: found
+            for name, found in figures.items()
+            if name.endswith((" sides", ", left only"))
+        }
+        for model, figures in tables.get("windows", {}).items()
+    }
+    if windows:
+        labels = ("tokens around the span", "perplexity")
+        panel = {"a missing span in articles, WikiText-103": _points(windows, ", ")}
+        pictures.append(draw_lines(output / "windows.png", panel, labels, groups=True))
     if any(lines.values()):
         labels = ("tokens, or number of the sentence", "perplexity")
         pictures.append(draw_lines(output / "infilling.png", lines, labels, groups=True))

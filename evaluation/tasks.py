@@ -24,6 +24,7 @@ from .sentences import (
 )
 from .specs import Spec
 from .subjects import Subject
+from .windows import WINDOWS, measure_windows, middles, read_articles
 from .words import measure_words, named
 
 SPAN_LENGTHS = (8, 16, 32, 64, 128)
@@ -41,13 +42,14 @@ class Suite:
     long_paragraphs: int  # with a span of each length
     prompted: int  # stories infilled by prompting
     continued: int  # texts of each kind
+    articles: int | None  # with a missing span in windows of growing length
     blocks: int | None  # of 512 tokens
     questions: int | None  # of each set
 
 
 SUITES = {
-    "quick": Suite(400, 1000, (600, 300), 60, 40, 8, 12, 16, 12, 100),
-    "paper": Suite(None, None, (None, None), None, 500, 200, 100, 200, None, None),
+    "quick": Suite(400, 1000, (600, 300), 60, 40, 8, 12, 16, 12, 12, 100),
+    "paper": Suite(None, None, (None, None), None, 500, 200, 100, 200, None, None, None),
 }
 
 
@@ -182,6 +184,11 @@ def _span_length(subject: Subject, context: Context, text: list[str]) -> Result:
     return Result(figures)
 
 
+def _windows(subject: Subject, context: Context, text: list[str]) -> Result:
+    articles = middles(read_articles(text[0]), subject.model, context.seed, context.suite.articles)
+    return Result(measure_windows(subject.model, articles, seed=context.seed))
+
+
 def _prompting(subject: Subject, context: Context, stories: list[str]) -> Result:
     figures, written = measure_prompting(
         subject.model,
@@ -250,6 +257,10 @@ TASKS = {
     "span-length": Task(
         "Appendix E: perplexity of a missing span against its length",
         ["text"], "generation", [check_text], _span_length, 512,
+    ),
+    "windows": Task(
+        "Perplexity of a missing span, and the vector of a paragraph, against the text around it",
+        ["text"], "generation", [check_text], _windows, WINDOWS[-1],
     ),
     "causal": Task(
         "Appendix E: perplexity of plain text under causal attention",

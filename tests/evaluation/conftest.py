@@ -39,7 +39,8 @@ def data(tmp_path_factory):
     stories = ["\t".join([sentence, *STORY[1:]]) for sentence in SENTENCES * 3]
     write("rocstories/dev.tsv", "\n".join([header, *stories]) + "\n")
     paragraphs = [" ".join(SENTENCES * n) for n in (1, 2, 3, 2, 3, 2)]
-    write("wikitext-103/wiki.valid.tokens", " \n = Harbour = \n" + "\n".join(paragraphs) + "\n")
+    text = [" ", " = Harbour = ", *paragraphs, " = Weather = ", *SENTENCES * 40]  # one is long
+    write("wikitext-103/wiki.valid.tokens", "\n".join(text) + "\n")
     questions = [
         {"question": f"What sleeps, {n}?", "choices": ["A cat.", "A bridge."], "answer": n % 2}
         for n in range(6)

@@ -14,7 +14,7 @@ from evaluation.tasks import TASKS, Suite, perplexity_ratio
 
 SMALL = Suite(
     pairs=20, titles=40, sentences=(4, 2), stories=3, paragraphs=3, long_paragraphs=2, prompted=2,
-    continued=2, blocks=2, questions=4,
+    continued=2, articles=1, blocks=2, questions=4,
 )  # fmt: skip
 
 
@@ -59,7 +59,9 @@ def test_every_task_of_a_model_and_its_baselines(measured, magnet):
     report = (output / "report.md").read_text()
     assert all(f"## {name}\n" in report for name in TASKS) and "## Failed" not in report
     assert str(output.parent) not in report
-    assert {path.name for path in output.glob("*.png")} == {"sts.png", "infilling.png"}
+    assert {path.name for path in output.glob("*.png")} == {
+        "sts.png", "infilling.png", "windows.png",
+    }  # fmt: skip
 
 
 def test_the_same_weights_have_the_same_figures(measured):

@@ -1,0 +1,200 @@
+"""How much text around a span a model reads from both sides, and how steady a vector is in it.
+
+    python -m evaluation.windows --model FOLDER --text wiki.valid.tokens --limit 24 --output windows.json
+
+Of each article one span of 16 tokens in the middle is missing, and the window around it grows: 64 tokens,
+the start token among them, 128, and so on up to 2,048. The span stays where it is, so all windows score the same
+tokens. Left only should fall with every window, as a language model's perplexity does; both sides should
+stay below it. A model trained in blocks of 128 does neither.
+
+A paragraph's vector alone is compared with its vector among others: the tokens of the first window as a
+text of their own, and the same tokens read in each other window. A vector is the mean over the token
+vectors of `encode_tokens`. It should be nearest to that of its own paragraph, not of another article's.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.sources import read_rows
+
+from .figures import Figure, table
+from .inputs import add_model_arguments, load_model
+from .views import Row, token_losses
+
+WINDOWS = (64, 128, 256, 512, 1024, 2048)
+"""Tokens that are read, the start token among them; even numbers, so that all have one middle."""
+
+SPAN = 16
+"""Tokens of the missing span."""
+
+
+def read_articles(path: str | Path) -> list[str]:
+    """The articles of a file, without their headings, each a text with a paragraph a line.
+
+    Args:
+        path: of WikiText-103 (`.tokens`), where a line ` = Title = ` begins an article; or a `.jsonl` or
+            `.parquet` with `text` and `title`, where rows of one title that follow each other are one.
+
+    Raises:
+        ValueError: there is none, or as in `read_rows`.
+    """
+    if Path(path).suffix in (".jsonl", ".parquet"):
+        rows = read_rows([str(path)], ("text",), keys=("title",), counts=Counter())
+        groups = itertools.groupby(rows, key=lambda row: row.get("title"))
+        found = [[row["text"] for row in group] for _, group in groups]
+    else:
+        found = [[]]
+        for line in Path(path).read_text(encoding="utf-8").split("\n"):
+            if re.fullmatch(r"\s*= [^=].* =\s*", line):
+                found.append([])
+            elif not re.fullmatch(r"\s*(= .* =)?\s*", line):
+                found[-1].append(line.strip())
+    texts = ["\n".join(lines) for lines in found if lines]
+    if not texts:
+        raise ValueError(f"{path} has no article, only headings or empty lines")
+    return texts
+
+
+def middles(
+    texts: Sequence[str], model, seed: int = 0, limit: int | None = None, length: int = WINDOWS[-1]
+) -> list[list[int]]:
+    """The token ids of the middle of articles that are long enough, drawn by the seed.
+
+    Args:
+        texts: articles.
+        model: a MAGNET model with its tokenizer.
+        seed: of the draw.
+        limit: articles to use; None: all.
+        length: tokens of each, without a start token.
+
+    Raises:
+        ValueError: none is long enough.
+    """
+    drawn = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
+    found: list[list[int]] = []
+    for text in drawn:
+        ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) >= length and (limit is None or len(found) < limit):
+            found.append(_middle(ids, length))
+    if not found:
+        raise ValueError(f"no article has {length} tokens: give longer texts")
+    return found
+
+
+def measure_windows(
+    model,
+    articles: Sequence[list[int]],
+    windows: Sequence[int] = WINDOWS,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Figure]:
+    """Perplexity of a missing span against the window around it, and a paragraph's vector in each.
+
+    Args:
+        model: a MAGNET model in evaluation mode, with a start token.
+        articles: of `middles`, each at least as long as the longest window.
+        windows: as `WINDOWS`, the shortest first.
+        seed: of the bootstrap, over articles.
+        progress: show bars.
+
+    Returns:
+        For each window `both sides` and `left only`, and their ratio, with an interval of its own; for
+        each but the first the cosine x 100 of the paragraph's vector with the one alone, and its mean
+        cosine with those of the other articles.
+    """
+    figures: dict[str, Figure] = {}
+    counts = [SPAN] * len(articles)
+    for window in windows:
+        losses = {
+            view: np.array(
+                [part.sum() for part in _span_losses(model, articles, window, view, progress)]
+            )
+            for view in ("both sides", "left only")
+        }  # (articles,) each
+        for view, values in losses.items():
+            figures[f"{window}, {view}"] = Figure.of_ratio(values, counts, seed).mapped(math.exp)
+        difference = losses["both sides"] - losses["left only"]
+        ratio = Figure.of_ratio(difference, counts, seed).mapped(math.exp)
+        figures[f"{window}, both sides / left only"] = ratio
+    alone = _paragraph_vectors(model, articles, windows[0], windows[0])  # (articles, hidden)
+    for window in windows[1:]:
+        cosines = _paragraph_vectors(model, articles, window, windows[0]) @ alone.T
+        own = np.diagonal(cosines)  # (articles,)
+        figures[f"{window}, vector, cosine with it alone"] = Figure.of_ratio(own, seed=seed).scaled(
+            100
+        )
+        others = (cosines.sum(axis=1) - own) / max(1, len(own) - 1)
+        figures[f"{window}, vector, with others alone"] = Figure.of_ratio(others, seed=seed).scaled(
+            100
+        )
+    return figures
+
+
+def _span_losses(model, articles, window: int, view: str, progress: bool) -> list[np.ndarray]:
+    """The losses of each article's span, (SPAN,) each."""
+    start = model.magnet_settings.start_token_id
+    first = 1 + (window - 1 - SPAN) // 2  # the start token stands before all
+    span_ids = [int(first <= i < first + SPAN) for i in range(window)]
+    scored = list(range(first, first + SPAN))
+    rows = []
+    for article in articles:
+        ids = [start, *_middle(article, window - 1)]
+        if view == "both sides":
+            rows.append(Row(ids, span_ids, scored))
+        else:  # what follows the span is not seen, so it is not read
+            rows.append(Row(ids[: first + SPAN], None, scored))
+    description = f"{window}, {view}" if progress else None
+    return token_losses(model, rows, max(1, WINDOWS[-1] // window), description)
+
+
+@torch.no_grad()
+def _paragraph_vectors(model, articles, window: int, paragraph: int) -> np.ndarray:
+    """(articles, hidden) of length 1: of the tokens of the window `paragraph`, read in a larger one."""
+    first, size = (window - paragraph) // 2, paragraph - 1
+    vectors = []
+    for article in articles:
+        (rows,) = model._token_vectors(
+            [_middle(article, window - 1)], 1, False, None
+        )  # (window - 1, hidden)
+        vectors.append(rows[first : first + size].mean(dim=0).numpy())
+    stacked = np.stack(vectors)
+    return stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+
+
+def _middle(ids: list[int], length: int) -> list[int]:
+    first = (len(ids) - length) // 2
+    return ids[first : first + length]
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """Print the table of a model, and store it."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--text", required=True, help="articles, see read_articles")
+    parser.add_argument("--limit", type=int, default=24, help="articles")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=WINDOWS, help="tokens around the span"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    options = parser.parse_args(command_line)
+    model = load_model(options.model, options.start_token)
+    texts = read_articles(options.text)
+    articles = middles(texts, model, options.seed, options.limit, max(options.windows))
+    figures = measure_windows(model, articles, sorted(options.windows), options.seed)
+    print(table({options.model: figures}))
+    if options.output:
+        content = {label: figure._asdict() for label, figure in figures.items()}
+        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
