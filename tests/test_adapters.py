@@ -1,0 +1,195 @@
+"""An adapter that is not merged: off for one thread, for all, and beside others."""
+
+import asyncio
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from peft import IA3Config, LoraConfig
+from tiny import SENTENCES, make_model
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+IDS = torch.randint(3, 350, (2, 8), generator=torch.Generator().manual_seed(1))
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "up_proj"], "init_lora_weights": False}
+
+
+def adapted(**lora):
+    """A tiny model with a LoRA adapter whose weights are not zero."""
+    model = make_model()
+    torch.manual_seed(1)
+    model.add_adapter(LoraConfig(**(LORA | lora)))
+    return model.eval()
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {},
+        {"use_dora": True},
+        {"target_modules": ["embed_tokens", "q_proj", "lm_head"]},
+        {"modules_to_save": ["lm_head", "embed_tokens"]},
+        {"trainable_token_indices": [5, 6, 7]},
+    ],
+    ids=["linear", "dora", "embeddings", "modules_to_save", "trainable_tokens"],
+)
+def test_without_its_adapter_a_model_is_its_base_bit_for_bit(tiny, lora):
+    model = adapted(**lora)
+    with torch.no_grad():  # what starts as a copy of the base, changed
+        for name, weight in model.named_parameters():
+            if "modules_to_save" in name or "trainable_tokens_delta" in name:
+                weight.add_(0.1)
+    own = logits(model)
+    with model.without_adapter():
+        assert torch.equal(logits(model), logits(tiny))
+        written = model.generate(IDS, max_new_tokens=4)
+        assert torch.equal(written, tiny.generate(IDS, max_new_tokens=4))
+        np.testing.assert_array_equal(model.encode(SENTENCES), tiny.encode(SENTENCES))
+        arguments = {"prefix": "The old", "suffix": " boats", "span_length": 4}
+        assert model.infill(**arguments) == tiny.infill(**arguments)
+    assert torch.equal(logits(model), own) and not torch.equal(own, logits(tiny))
+
+
+def test_blocks_may_be_nested_and_an_error_ends_them(tiny):
+    model = adapted()
+    own, base = logits(model), logits(tiny)
+    with pytest.raises(RuntimeError, match="inside"), model.without_adapter():
+        with model.without_adapter():
+            assert torch.equal(logits(model), base)
+        assert torch.equal(logits(model), base)
+        raise RuntimeError("inside")
+    assert torch.equal(logits(model), own)
+
+
+def test_only_the_model_named_is_without_its_adapter(tiny):
+    model, other = adapted(), adapted(r=8)
+    with other.without_adapter():
+        pass
+    own = logits(other)
+    with model.without_adapter():
+        assert torch.equal(logits(model), logits(tiny))
+        assert torch.equal(logits(other), own)
+
+
+def test_a_user_s_own_settings_stay(tiny):
+    model = adapted()
+    own, base = logits(model), logits(tiny)
+    model.disable_adapters()
+    assert torch.equal(logits(model), base)
+    with model.without_adapter():
+        assert torch.equal(logits(model), base)
+    assert torch.equal(logits(model), base)  # off, as before
+    model.enable_adapters()
+    assert torch.equal(logits(model), own)
+
+    model.add_adapter(LoraConfig(**LORA), "second")
+    second = logits(model)
+    model.set_adapter("default")
+    with model.without_adapter():
+        assert torch.equal(logits(model), base)
+    assert torch.equal(logits(model), own) and not torch.equal(own, second)
+
+
+def test_other_threads_have_the_adapter_meanwhile(tiny):
+    """A server answers one request by the base while another has the adapter's vector."""
+    model = adapted()
+    own, base = model.encode(SENTENCES), tiny.encode(SENTENCES)
+    inside, done = threading.Event(), threading.Event()
+
+    def as_base():
+        with model.without_adapter():
+            inside.set()
+            assert done.wait(60)
+            return model.encode(SENTENCES)
+
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(as_base)
+        assert inside.wait(60)
+        np.testing.assert_array_equal(model.encode(SENTENCES), own)
+        done.set()
+        np.testing.assert_array_equal(answer.result(), base)
+
+        def either(i):
+            if i % 2:
+                return model.encode(SENTENCES)
+            with model.without_adapter():
+                return model.encode(SENTENCES)
+
+        for i, vectors in enumerate(pool.map(either, range(40))):
+            np.testing.assert_array_equal(vectors, own if i % 2 else base)
+
+
+def test_other_tasks_of_asyncio_have_the_adapter_meanwhile(tiny):
+    model = adapted()
+    own, base = logits(model), logits(tiny)
+
+    async def as_base(inside, done):
+        with model.without_adapter():
+            inside.set()
+            await done.wait()
+            assert torch.equal(await asyncio.to_thread(logits, model), base)
+
+    async def serve():
+        inside, done = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(as_base(inside, done))
+        await inside.wait()
+        assert torch.equal(logits(model), own)
+        done.set()
+        await task
+
+    asyncio.run(serve())
+
+
+def test_copies_and_pickles_keep_the_switch(tiny):
+    model = adapted()
+    with model.without_adapter():
+        pass
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(same), logits(model))
+        with same.without_adapter():
+            assert torch.equal(logits(same), logits(tiny))
+
+
+def test_what_has_no_lora_adapter_says_so(tiny):
+    with pytest.raises(ValueError, match="has no adapter to switch off"), tiny.without_adapter():
+        pass
+    for method in (tiny.disable_adapters, tiny.enable_adapters, tiny.active_adapters):
+        with pytest.raises(ValueError, match="has no adapter: load_adapter"):
+            method()
+    tiny.add_adapter(IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    with pytest.raises(ValueError, match="the adapter is IA3: only LORA"), tiny.without_adapter():
+        pass
+
+
+def test_adapters_are_added_chosen_saved_and_deleted(tmp_path, tiny):
+    """By transformers' methods, also where these refuse every release of PEFT."""
+    tiny.save_pretrained(tmp_path / "base")
+    model = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base")
+    for seed, name in enumerate(["one", "two"]):
+        torch.manual_seed(seed)
+        model.add_adapter(LoraConfig(**LORA, task_type="CAUSAL_LM"), name)
+    with pytest.raises(ValueError, match="an adapter named 'two'"):
+        model.add_adapter(LoraConfig(**LORA), "two")
+    assert model.active_adapters() == ["two"]
+    with pytest.raises(
+        ValueError, match=r"no adapter named \['three'\]; there are \['one', 'two'\]"
+    ):
+        model.set_adapter("three")
+    model.set_adapter("one")
+    model.eval()
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(loaded), logits(model))
+    model.delete_adapter(["one", "two"])
+    assert torch.equal(logits(model), logits(tiny))
+    with pytest.raises(ValueError, match="no adapter"), model.without_adapter():
+        pass
