@@ -1,6 +1,7 @@
 """The commands: their options, their help, and how errors and exit codes come out.
 
-What imports torch or transformers is imported by the command that runs: help and usage errors come at once.
+What imports torch or transformers is imported by the command that runs, after all that can be checked
+without: help and usage errors come at once.
 """
 
 import contextlib
@@ -13,10 +14,13 @@ from typing import Annotated, BinaryIO
 import typer
 
 from ..version import __version__
-from . import options
+from . import checking, gaps, options
 from .command import ROWS_SKIPPED, Command
+from .extras import check_installed
 from .reading import STANDARD_INPUT, Row, check_inputs, read_rows, read_texts
-from .writing import FORMATS, Refused, Skipped
+from .writing import Refused, Skipped, whole_file
+
+ROWS_IN_A_SHARD = 10_000
 
 app = typer.Typer(
     name="magnet",
@@ -56,7 +60,8 @@ def main(
     \b
     Exit codes:
       0    done; rows that could not be read are reported and counted
-      2    failed, with one line on standard error; magnet --debug COMMAND shows more
+      2    failed, with one line on standard error; magnet --debug COMMAND shows more.
+           What is wrong with the command line itself is said at once
       3    done, but rows were skipped (with --strict)
       130  stopped by Ctrl-C
     """
@@ -97,15 +102,15 @@ def encode(
     model: options.Model,
     inputs: Annotated[
         list[str],
-        typer.Argument(help=".txt, .jsonl, .parquet; - for standard input."),
+        typer.Argument(help=".txt, .jsonl, .csv, .tsv, .parquet; - for standard input."),
     ],
     output: Annotated[
         str,
         typer.Option(
             "--output",
             "-o",
-            help="A .npy, .parquet or .jsonl file; -: JSONL on standard output; any other name: a "
-            "folder of shards.",
+            help="A .npy, .parquet or .jsonl file; -: JSONL on standard output; a name without an "
+            "ending, or with / at its end: a folder of shards, made if need be.",
         ),
     ] = STANDARD_INPUT,
     column: options.Column = None,
@@ -130,8 +135,12 @@ def encode(
     ] = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="A vector a token (.jsonl).")] = False,
     words: Annotated[bool, typer.Option("--words", help="A vector a word (.jsonl).")] = False,
-    format: Annotated[str, typer.Option(help="Of shards: npy, parquet or jsonl.")] = "npy",
-    shard_size: Annotated[int, typer.Option(help="Rows in a shard.")] = 10_000,
+    format: Annotated[
+        str | None, typer.Option(help="Of shards: npy, parquet or jsonl.  [default: npy]")
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(help="Rows in a shard.  [default: 10000]")
+    ] = None,
     strict: options.Strict = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -145,37 +154,49 @@ def encode(
     echo "A cat sleeps." | magnet encode MODEL -
     magnet encode MODEL texts.txt --words -o words.jsonl
 
-    A line of .txt is a text, empty ones included. A folder as output gets part-00000.npy and so on,
-    each whole or not there, and manifest.json. The same command, given again, goes on behind the last
-    finished shard, after Ctrl-C, a kill or a full disk; other settings or an input that changed are
-    refused. --batch-size, --device and --truncation may change.
+    A line of .txt is a text, empty ones included; other files have columns, which the first row of
+    .csv and .tsv names. A file as output is written whole or not at all: one that exists stays until
+    then, and its folder must exist.
+
+    A folder as output gets part-00000.npy and so on, each whole, and manifest.json. The same command,
+    given again, resumes after the last finished shard, after Ctrl-C, a kill or a full disk; other
+    settings or an input that changed are refused. --batch-size, --device and --truncation may change.
 
     A row that cannot be read (no JSON, no text in the column, no UTF-8) is reported with its line,
     skipped, and counted. `index` in .parquet and .jsonl is the row's number in the input, from 0,
     skipped ones included. A .npy file holds the rows that were not skipped in the input's order;
     skipped.jsonl in the folder (NAME.npy.skipped.jsonl beside a single file) lists the others.
     """
-    from . import vectors
-    from .loading import load_model
-
-    single = Path(output).suffix.removeprefix(".") in FORMATS
-    kind = "jsonl" if output == STANDARD_INPUT else Path(output).suffix[1:] if single else format
+    single = output != STANDARD_INPUT and checking.is_file_of_vectors(output)
+    sharded = not single and output != STANDARD_INPUT
+    if (format or shard_size) and not sharded:
+        raise ValueError(f"--format and --shard-size are for a folder, --output is {output}")
+    kind = Path(output).suffix[1:] if single else (format or "npy") if sharded else "jsonl"
     if tokens and words:
         raise ValueError("--tokens and --words are two things: give one")
-    how = vectors.Encoding(
-        "tokens" if tokens else "words" if words else vectors.OF_TEXTS,
+    how = options.Encoding(
+        "tokens" if tokens else "words" if words else options.OF_TEXTS,
         prompt_name, prompt, batch_size, normalize, truncate_dim, precision, truncation,
         column, keep_text,
     )  # fmt: skip
     how.check(kind)
-    check_inputs(inputs, output)
+    if kind == "parquet":
+        check_installed("pyarrow", "writing Parquet")
+    if precision != "float32":
+        check_installed("sentence_transformers", f"--precision {precision}", "eval")
+    check_inputs(inputs, output, [column or "text"])
+
+    from . import vectors
+    from .loading import load_model
+
     encoder = vectors.Encoder(load_model(model, device, dtype), how)
-    if single or output == STANDARD_INPUT:
+    if sharded:
+        size = shard_size or ROWS_IN_A_SHARD
+        folder = vectors.encode_to_shards(encoder, inputs, Path(output), kind, size)
+        done, skipped = folder.rows, folder.skipped
+    else:
         path = Path(output) if single else None
         done, skipped = vectors.encode_to_file(encoder, inputs, path, kind)
-    else:
-        folder = vectors.encode_to_shards(encoder, inputs, Path(output), kind, shard_size)
-        done, skipped = folder.rows, folder.skipped
     if encoder.cut:
         typer.echo(f"texts cut to {encoder.limit} tokens: {encoder.cut}", err=True)
     typer.echo(f"rows encoded: {done}", err=True)
@@ -187,10 +208,16 @@ def infill(
     model: options.Model,
     input: Annotated[
         str | None,
-        typer.Option("--input", "-i", help=".jsonl, .parquet, .txt; - for standard input (JSONL)."),
+        typer.Option(
+            "--input",
+            "-i",
+            help=".jsonl, .parquet, .csv, .tsv, .txt; - for standard input (JSONL).",
+        ),
     ] = None,
-    prefix: Annotated[str | None, typer.Option(help="The text before one blank.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="The text behind it.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="The text before one blank; may be empty.")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="The text after it; may be empty.")] = None,
     text: Annotated[str | None, typer.Option(help="A text with marked blanks.")] = None,
     blank: Annotated[str, typer.Option(help="What marks a blank.")] = "___",
     span_length: Annotated[
@@ -230,19 +257,27 @@ def infill(
 
     A line of .txt is a text with blanks. Each line that is written holds `index`, `middle` (or
     `middles`, where there are several blanks) and `text`, the whole; with --samples also `sample`.
-    """
-    from . import texts
-    from .loading import load_model
 
+    With --output FILE, an older file stays until all lines are written; if the run fails, for good.
+    Lines on standard output come as they are written: for a long run, > FILE keeps what there is.
+    """
     given = {"prefix": prefix, "suffix": suffix, "text": text}
     record = {name: value for name, value in given.items() if value is not None}
     if (input is None) == (not record) or (text is not None and len(record) > 1):
         raise ValueError("give --prefix and --suffix, or --text, or --input")
+    if input is not None and stream:
+        raise ValueError("--stream shows one text: give --prefix and --suffix, or --text")
+    gap = gaps.gap_of(record, blank, span_length) if record else None
+    if stream:
+        gaps.check_stream(gap, samples, output)
+    if output != STANDARD_INPUT:
+        checking.check_lines(output)
     if input is not None:
-        if stream:
-            raise ValueError("--stream shows one text: give --prefix and --suffix, or --text")
-        check_inputs([input], output)
-    gap = texts.gap_of(record, blank, span_length) if record else None
+        check_inputs([input], output, gaps.RECORD_COLUMNS)
+
+    from . import texts
+    from .loading import load_model
+
     loaded = load_model(model, device, dtype)
     arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
     if max_new_tokens is not None:
@@ -254,7 +289,7 @@ def infill(
     if input is None:
         rows = iter([Row(0, "the text", 1, record)])
     else:
-        rows = read_rows([input], texts.RECORD_COLUMNS)
+        rows = read_rows([input], gaps.RECORD_COLUMNS)
     with _lines(output) as file:
         done = texts.infill_rows(
             loaded, rows, blank, span_length, batch_size, arguments, file, skipped
@@ -265,10 +300,12 @@ def infill(
 @app.command(cls=Command)
 def generate(
     model: options.Model,
-    prompt: Annotated[str | None, typer.Argument(help="A text to go on.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="A text to continue.")] = None,
     input: Annotated[
         str | None,
-        typer.Option("--input", "-i", help=".txt, .jsonl, .parquet; - for standard input."),
+        typer.Option(
+            "--input", "-i", help=".txt, .jsonl, .parquet, .csv, .tsv; - for standard input."
+        ),
     ] = None,
     column: options.Column = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most to write.")] = 64,
@@ -292,7 +329,7 @@ def generate(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Go on from prompts, as the base model's class does.
+    """Continue prompts, as the base model's class does.
 
     \b
     magnet generate MODEL "Once upon a time"
@@ -302,19 +339,27 @@ def generate(
 
     Each line that is written holds `index`, `prompt`, `continuation` and `text`, both together; with
     --samples also `sample`. A single prompt on a terminal is streamed as plain text.
-    """
-    from . import texts
-    from .loading import load_model
 
+    With --output FILE, an older file stays until all lines are written; if the run fails, for good.
+    Lines on standard output come as they are written: for a long run, > FILE keeps what there is.
+    """
     if (prompt is None) == (input is None):
         raise ValueError("give a PROMPT, or --input FILE (- for standard input)")
-    if input is not None:
-        if stream:
-            raise ValueError("--stream shows one text: give a PROMPT")
-        check_inputs([input], output)
+    if input is not None and stream:
+        raise ValueError("--stream shows one text: give a PROMPT")
+    if stream:
+        gaps.check_stream(None, samples, output)
     if stream is None:
         lines = input is not None or samples > 1 or output != STANDARD_INPUT
         stream = not lines and sys.stdout.isatty()
+    if output != STANDARD_INPUT:
+        checking.check_lines(output)
+    if input is not None:
+        check_inputs([input], output, [column or "text"])
+
+    from . import texts
+    from .loading import load_model
+
     loaded = load_model(model, device, dtype)
     arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
     arguments["max_new_tokens"] = max_new_tokens
@@ -332,7 +377,10 @@ def generate(
 @app.command(cls=Command)
 def export(
     model: options.Model,
-    out: Annotated[Path, typer.Argument(help="What to write: a new folder; of gguf a file.")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="What to write: a new folder, made if need be; of gguf a new file."),
+    ],
     to: Annotated[str, typer.Option(help="plain, encoder, onnx or gguf.")],
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -352,10 +400,11 @@ def export(
     in float32, which takes input_ids and attention_mask and gives sentence_embedding, the vectors of
     `magnet encode`, and last_hidden_state.
     """
+    checking.check_export(to, out)
+
     from . import exporting
     from .loading import load_model
 
-    exporting.check_export(to, out)
     exporting.export(load_model(model, "cpu", dtype), to, out)
     files = [out] if out.is_file() else out.rglob("*")
     size = sum(path.stat().st_size for path in files) / 1e6
@@ -364,19 +413,19 @@ def export(
 
 @contextlib.contextmanager
 def _lines(output: str) -> Iterator[BinaryIO]:
-    """Standard output, or a file whose lines are there as they are written."""
+    """Standard output, whose lines come as they are written, or a file, which is written whole or not."""
     if output == STANDARD_INPUT:
         yield sys.stdout.buffer
-        return
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "wb") as file:
-        yield file
+    elif checking.is_special(Path(output)):
+        with open(output, "wb") as file:
+            yield file
+    else:
+        with whole_file(Path(output)) as file:
+            yield file
 
 
 def _end(done: int, skipped: Skipped, strict: bool) -> None:
     if skipped.count:
         typer.echo(f"rows skipped: {skipped.count}", err=True)
-    if skipped.count and not done:
-        raise ValueError("not one row could be used")
     if skipped.count and strict:
         raise typer.Exit(ROWS_SKIPPED)

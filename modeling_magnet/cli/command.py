@@ -5,15 +5,18 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from .checking import check_options
+
 FAILED, ROWS_SKIPPED, STOPPED = 2, 3, 130
 
 
 class Command(TyperCommand):
-    """A command whose errors are one line on standard error."""
+    """A command that checks its options first, and whose errors are one line on standard error."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it; see the exit codes in the help of `magnet`."""
         try:
+            check_options(ctx.params)
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise

@@ -13,7 +13,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from . import gguf_file, onnx_graph
-from .extras import require
+from .checking import check_export
 
 CODE_KEYS = ("auto_map", "magnet")
 """What a config says to MAGNET's code alone."""
@@ -25,11 +25,11 @@ def export(model: Any, to: str, out: Path) -> None:
     Args:
         model: of `load_model`. An adapter is merged into its weights.
         to: a key of `EXPORTS`.
-        out: a new folder; of `FILES` a new file.
+        out: a new folder; of `EXPORTED_FILES` a new file.
 
     Raises:
-        ValueError: `to` is no such key, or what is to be written cannot hold this model.
-        FileExistsError: something is there.
+        ValueError: what is to be written cannot hold this model.
+        FileExistsError: something exists there.
         ModuleNotFoundError: a package that `to` needs is not installed.
     """
     check_export(to, out)
@@ -48,22 +48,6 @@ def export(model: Any, to: str, out: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.unlink(missing_ok=True)
-
-
-def check_export(to: str, out: Path) -> None:
-    """Refuse, before a model is loaded, what `export` refuses."""
-    if to not in EXPORTS:
-        raise ValueError(f"--to is {to!r}: give one of {', '.join(EXPORTS)}")
-    if to in NEEDS:
-        package, extra = NEEDS[to]
-        require(package, f"--to {to}", extra)
-    if to in FILES:
-        if out.suffix != FILES[to]:
-            raise ValueError(f"--to {to} writes a file: give a name that ends in {FILES[to]}")
-        if out.exists():
-            raise FileExistsError(f"{out} is there: give a new name")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there and not empty: give a new folder")
 
 
 def merge_adapter(model: Any) -> None:
@@ -127,13 +111,7 @@ EXPORTS: dict[str, Callable[[Any, Path], None]] = {
     "onnx": export_onnx,
     "gguf": export_gguf,
 }
-"""What `--to` can name."""
-
-FILES = {"gguf": ".gguf"}
-"""Those that are one file, with how its name ends; the others are folders."""
-
-NEEDS = {"gguf": ("gguf", "cli"), "onnx": ("onnxscript", "onnx")}
-"""An optional package, and the extra that brings it."""
+"""How each of `checking.EXPORTS` is written."""
 
 
 def _save_as(stock_class: Any, source: Any, folder: Path, **changes: Any) -> None:

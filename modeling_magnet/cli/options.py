@@ -1,5 +1,6 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those of `magnet encode` as one thing."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -15,15 +16,69 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where rows w
 Column = Annotated[
     str | None,
     typer.Option(
-        help="Where the text is in .jsonl and .parquet.  [default: text]  Standard input is JSONL "
-        "where this is given, else lines of text."
+        help="Where the text is in .jsonl, .parquet, .csv and .tsv.  [default: text]  Standard input "
+        "is JSONL where this is given, else lines of text."
     ),
 ]
-Temperature = Annotated[float | None, typer.Option(help="Sample, at this temperature.")]
+Temperature = Annotated[float | None, typer.Option(help="Sample, at this temperature, above 0.")]
 TopK = Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")]
-TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest with this sum.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample among the likeliest with this sum, up to 1.")
+]
 Samples = Annotated[int, typer.Option(help="Texts a row; more than one are sampled.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 OutputLines = Annotated[
-    str, typer.Option("--output", "-o", help="A .jsonl file; -: standard output.")
+    str,
+    typer.Option(
+        "--output", "-o", help="A .jsonl file, in a folder that exists; -: standard output."
+    ),
 ]
+
+OF_TEXTS = "sentences"
+
+
+@dataclass
+class Encoding:
+    """What to encode and how; field by field an option of the command.
+
+    Attributes:
+        unit: `sentences`, `tokens` or `words`: what a vector is of.
+    """
+
+    unit: str = OF_TEXTS
+    prompt_name: str | None = None
+    prompt: str | None = None
+    batch_size: int = 32
+    normalize: bool = False
+    truncate_dim: int | None = None
+    precision: str = "float32"
+    truncation: bool = False
+    column: str | None = None
+    keep_text: bool = False
+
+    def check(self, format: str) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ValueError: what, and what to do.
+        """
+        if self.prompt_name is not None and self.prompt is not None:
+            raise ValueError("--prompt-name and --prompt are two prompts: give one")
+        if format == "npy" and self.keep_text:
+            raise ValueError("--keep-text needs .parquet or .jsonl: .npy holds vectors alone")
+        if self.unit == OF_TEXTS:
+            return
+        if format != "jsonl":
+            raise ValueError(f"--{self.unit} gives each text another number of vectors: use .jsonl")
+        sentence_options = (
+            self.prompt_name,
+            self.prompt,
+            self.normalize or None,
+            self.truncate_dim,
+        )
+        if any(option is not None for option in sentence_options) or self.precision != "float32":
+            raise ValueError(
+                f"--{self.unit} takes no prompt, normalize, truncate-dim or precision: leave them out"
+            )
+        if self.unit == "words" and self.truncation:
+            raise ValueError("--words does not cut texts: leave --truncation out")

@@ -1,10 +1,11 @@
 """Rows from files and standard input, one at a time; a row that cannot be read says why."""
 
 import contextlib
+import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,10 @@ BOM = b"\xef\xbb\xbf"
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
-GIVE = "give .txt, .jsonl or .parquet files, or - for standard input"
+GIVE = "give .txt, .jsonl, .csv, .tsv or .parquet files, or - for standard input"
+
+MAY_LACK = 100
+"""So many first rows of JSON may lack a column before it is called missing."""
 
 
 @dataclass
@@ -40,22 +44,31 @@ class Row:
     fault: str | None = None
 
 
-def check_inputs(inputs: Sequence[str], output: str) -> None:
-    """Find out what is wrong with the names before a model is loaded.
+def check_inputs(inputs: Sequence[str], output: str, columns: Sequence[str]) -> None:
+    """Find out what is wrong with files before a model is loaded; their first rows are read.
+
+    Args:
+        inputs: as in `read_rows`.
+        output: what is to be written.
+        columns: of which a file needs one.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: it is of another kind or the output too, or standard input is named twice.
+        FileNotFoundError: a file does not exist.
+        ValueError: it is of another kind or the output too, it has none of the columns, or standard
+            input is named twice.
     """
     for name in inputs:
-        if name != STANDARD_INPUT and Path(name).resolve() == Path(output).resolve():
+        if name == STANDARD_INPUT:
+            continue
+        path = Path(name)
+        if path.resolve() == Path(output).resolve():
             raise ValueError(f"{name} is input and output: give another output")
-        if name != STANDARD_INPUT and not Path(name).exists():
-            raise FileNotFoundError(f"{name} is not there: {GIVE}")
-        if name != STANDARD_INPUT and (Path(name).is_dir() or Path(name).suffix not in READERS):
+        if not path.exists():
+            raise FileNotFoundError(f"{name} does not exist: {GIVE}")
+        if path.is_dir() or _kind(name) not in READERS:
             raise ValueError(f"{name} is no input: {GIVE}")
-        if Path(name).suffix == ".parquet":
-            require("pyarrow.parquet", f"reading {name}")
+        if path.is_file():  # what comes through a pipe is read once
+            next(READERS[_kind(name)](name, columns), None)
     if list(inputs).count(STANDARD_INPUT) > 1:
         raise ValueError("standard input (-) is named twice: it can be read once")
 
@@ -71,11 +84,11 @@ def read_rows(
         standard_input: as which kind of file that is read, `.txt` or `.jsonl`.
 
     Raises:
-        ValueError: a Parquet file is broken, or has none of the columns.
+        ValueError: a file has none of the columns, or is broken.
     """
     index = 0
     for name in inputs:
-        kind = standard_input if name == STANDARD_INPUT else Path(name).suffix
+        kind = standard_input if name == STANDARD_INPUT else _kind(name)
         shown = "standard input" if name == STANDARD_INPUT else name
         for line, value, fault in READERS[kind](name, columns):
             yield Row(index, shown, line, value, fault)
@@ -87,7 +100,7 @@ def read_texts(inputs: Sequence[str], column: str | None) -> Iterator[Row]:
 
     Args:
         inputs: as in `read_rows`.
-        column: where the text is in JSON and Parquet; None: `text`. Standard input is JSONL where a
+        column: where the text is, of all kinds but `.txt`; None: `text`. Standard input is JSONL where a
             column is named, lines of text where none is.
     """
     name = column or "text"
@@ -110,12 +123,12 @@ def text_fault(value: Any, name: str) -> str | None:
 
 
 def count_rows(inputs: Sequence[str]) -> int | None:
-    """How many rows a progress bar has to go; None where standard input is among them."""
-    if STANDARD_INPUT in inputs:
+    """How many rows a progress bar has to go; None where only reading tells."""
+    if any(name == STANDARD_INPUT or _kind(name) in DELIMITERS for name in inputs):
         return None
     total = 0
     for name in inputs:
-        if Path(name).suffix == ".parquet":
+        if _kind(name) == ".parquet":
             total += require("pyarrow.parquet", f"reading {name}").read_metadata(name).num_rows
         else:
             with open(name, "rb") as file:
@@ -160,6 +173,25 @@ def _read_text(name: str, columns: Sequence[str]) -> Read:
 
 
 def _read_json(name: str, columns: Sequence[str]) -> Read:
+    """The objects of a file; one whose first ones all lack the columns has other columns."""
+    rows = _read_objects(name)
+    held: list[tuple] = []
+    there: dict[str, None] = {}
+    for row in rows:
+        held.append(row)
+        if row[2] is None:
+            there |= dict.fromkeys(row[1])
+            if any(column in row[1] for column in columns):
+                break
+        if len(held) == MAY_LACK:
+            break
+    if there and not any(column in there for column in columns):
+        raise _missing(name, there, columns)
+    yield from held
+    yield from rows
+
+
+def _read_objects(name: str) -> Read:
     for number, line, fault in _read_lines(name):
         if fault is None and not line.strip():
             continue
@@ -173,6 +205,29 @@ def _read_json(name: str, columns: Sequence[str]) -> Read:
         yield number, value, fault
 
 
+def _read_delimited(name: str, columns: Sequence[str]) -> Read:
+    """Rows of .csv or .tsv, whose first names the columns; all values are strings."""
+    csv.field_size_limit(2**31 - 1)
+    with open(name, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file, delimiter=DELIMITERS[_kind(name)], strict=True)
+        line = 1
+        try:
+            header = next(rows, [])
+            if not any(column in header for column in columns):
+                raise _missing(name, header, columns)
+            line = rows.line_num + 1
+            for cells in rows:
+                if len(cells) not in (0, len(header)):
+                    yield line, None, f"{len(cells)} columns, the header has {len(header)}"
+                elif SURROGATE.search("".join(cells)):
+                    yield line, None, "not UTF-8"
+                elif cells:
+                    yield line, dict(zip(header, cells, strict=True)), None
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{name}, line {line}: {error}") from error
+
+
 def _read_parquet(name: str, columns: Sequence[str]) -> Read:
     parquet = require("pyarrow.parquet", f"reading {name}")
     number = 0
@@ -180,13 +235,32 @@ def _read_parquet(name: str, columns: Sequence[str]) -> Read:
         with parquet.ParquetFile(name) as file:
             there = file.schema_arrow.names
             found = [column for column in columns if column in there]
-            if not found:
-                raise ValueError(f"the columns are {there}, needed is {' or '.join(columns)}")
-            for batch in file.iter_batches(batch_size=1000, columns=found):
+            for batch in file.iter_batches(batch_size=1000, columns=found) if found else ():
                 for number, value in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
                     yield number, value, None
     except (ValueError, OSError) as error:
-        raise ValueError(f"{name}, behind row {number}: {error}") from error
+        raise ValueError(f"{name}, after row {number}: {error}") from error
+    if not found:
+        raise _missing(name, there, columns)
 
 
-READERS = {".txt": _read_text, ".jsonl": _read_json, ".parquet": _read_parquet}
+def _missing(name: str, there: Iterable[str], columns: Sequence[str]) -> ValueError:
+    shown = "standard input" if name == STANDARD_INPUT else name
+    has = f"it has {', '.join(there) or 'none'}"
+    if len(columns) == 1:
+        return ValueError(f"{shown} has no column {columns[0]}; {has}: name one with --column")
+    return ValueError(f"{shown} has none of the columns {', '.join(columns)}; {has}")
+
+
+def _kind(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+READERS = {
+    ".txt": _read_text,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+    **dict.fromkeys(DELIMITERS, _read_delimited),
+}

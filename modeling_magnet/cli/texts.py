@@ -1,22 +1,20 @@
 """`magnet infill` and `magnet generate`: records and prompts to JSON lines, or one of them streamed."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, groupby, zip_longest
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, BinaryIO
 
 import torch
 import typer
 from transformers import TextStreamer, set_seed
 
-from .reading import Row, batches, text_fault
+from .gaps import Gap, gap_of
+from .reading import Row, batches
 from .writing import Skipped, json_line
 
 DECODED_BEFORE = 4
 """Tokens before new text that are decoded with it: some vocabularies drop a text's first space."""
-
-RECORD_COLUMNS = ("text", "prefix", "suffix", "parts", "span_length")
 
 
 def sampling(
@@ -26,13 +24,7 @@ def sampling(
     samples: int,
     seed: int | None,
 ) -> dict[str, Any]:
-    """Arguments of `generate`; none where no option is given, so that the checkpoint's own hold.
-
-    Raises:
-        ValueError: fewer than one sample.
-    """
-    if samples < 1:
-        raise ValueError(f"--samples is {samples}: give 1 or more")
+    """Arguments of `generate`; none where no option is given, so that the checkpoint's own hold."""
     if seed is not None:
         set_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -44,44 +36,6 @@ def sampling(
     if samples > 1:
         arguments["num_return_sequences"] = samples
     return arguments
-
-
-@dataclass
-class Gap:
-    """A text around its blanks, and the blanks' length: one for all, one each, or None."""
-
-    parts: list[str]
-    span_length: Any = None
-
-    def filled(self, middles: Sequence[str]) -> str:
-        """The whole text."""
-        return "".join(chain(*zip_longest(self.parts, middles, fillvalue="")))
-
-
-def gap_of(record: dict[str, Any], blank: str, span_length: int | None) -> Gap:
-    """Read a record: `prefix` and `suffix`, or `parts`, or a `text` with blanks.
-
-    Raises:
-        ValueError: it is none of these, or holds something else than text.
-    """
-    parts: Any = record.get("parts")
-    if parts is None and record.get("text") is not None:
-        fault = text_fault(record["text"], "text")
-        parts = record["text"].split(blank) if fault is None else [record["text"]]
-        if fault is None and len(parts) == 1:
-            raise ValueError(f"no {blank} in the text")
-    elif parts is None:
-        if record.get("prefix") is None and record.get("suffix") is None:
-            raise ValueError("neither prefix and suffix, nor parts, nor text")
-        parts = [record.get("prefix") or "", record.get("suffix") or ""]
-    if not isinstance(parts, list) or len(parts) < 2:
-        raise ValueError(f"parts is {parts!r:.80}: n blanks need n + 1 strings around them")
-    for part in parts:
-        fault = text_fault(part, "a part")
-        if fault:
-            raise ValueError(fault)
-    given = record.get("span_length")
-    return Gap(parts, span_length if given is None else given)
 
 
 def infill_rows(
@@ -108,6 +62,9 @@ def infill_rows(
 
     Returns:
         How many records were filled.
+
+    Raises:
+        ValueError: none could be.
     """
     done = 0
 
@@ -127,6 +84,7 @@ def infill_rows(
                     content = {"index": row.index, **middle, "text": gap.filled(middles)}
                     _write(file, content, sample, arguments)
                 done += 1
+    skipped.require_some(done)
     return done
 
 
@@ -147,6 +105,9 @@ def generate_rows(
 
     Returns:
         How many prompts were continued.
+
+    Raises:
+        ValueError: none could be.
     """
     done = 0
 
@@ -167,6 +128,7 @@ def generate_rows(
                 content = {"index": row.index, "prompt": row.value, "continuation": text}
                 _write(file, {**content, "text": row.value + text}, sample, arguments)
             done += 1
+    skipped.require_some(done)
     return done
 
 
@@ -226,16 +188,8 @@ class Streamer(TextStreamer):
 
 
 def stream_infill(model: Any, gap: Gap, arguments: dict[str, Any]) -> None:
-    """Write prefix, middle as it comes, and suffix.
-
-    Raises:
-        ValueError: several blanks or samples, or no length.
-    """
-    if len(gap.parts) != 2 or "num_return_sequences" in arguments:
-        raise ValueError("--stream shows one blank of one sample: leave it out")
+    """Write prefix, middle as it comes, and suffix, of what `check_stream` lets through."""
     prefix, suffix = gap.parts
-    if gap.span_length is None:
-        raise ValueError("--stream shows one decoding: give --span-length")
     typer.echo(prefix, nl=False)
     before = model.tokenizer(prefix.rstrip(" "))["input_ids"]
     streamer = Streamer(model.tokenizer, before, after_space=prefix.endswith(" "))
@@ -247,10 +201,8 @@ def stream_generate(model: Any, prompt: str, arguments: dict[str, Any]) -> None:
     """Write the prompt and its continuation as it comes.
 
     Raises:
-        ValueError: several samples, or nothing to begin with.
+        ValueError: there is nothing to begin with.
     """
-    if "num_return_sequences" in arguments:
-        raise ValueError("--stream shows one sample: leave it out")
     token_ids = model.tokenizer(prompt)["input_ids"]
     if not token_ids:
         raise ValueError("the prompt is empty, and the tokenizer adds no token to begin with")

@@ -3,7 +3,6 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any
@@ -11,71 +10,12 @@ from typing import Any
 from tqdm import tqdm
 
 from .loading import fingerprint
+from .options import OF_TEXTS, Encoding
 from .reading import Row, batches, count_rows, identify, read_texts
 from .writing import FORMATS, JsonlFile, ShardFolder, Skipped, whole_file
 
 BATCHES_AT_ONCE = 32
 """Texts of so many batches are held in memory, and sorted by length among themselves."""
-
-PRECISIONS = ("float32", "binary", "ubinary")
-"""Those in which a vector does not depend on the others; int8's range is that of all vectors."""
-
-OF_TEXTS = "sentences"
-
-
-@dataclass
-class Encoding:
-    """What to encode and how; field by field an option of the command.
-
-    Attributes:
-        unit: `sentences`, `tokens` or `words`: what a vector is of.
-    """
-
-    unit: str = OF_TEXTS
-    prompt_name: str | None = None
-    prompt: str | None = None
-    batch_size: int = 32
-    normalize: bool = False
-    truncate_dim: int | None = None
-    precision: str = "float32"
-    truncation: bool = False
-    column: str | None = None
-    keep_text: bool = False
-
-    def check(self, format: str) -> None:
-        """Refuse what does not go together, before a model is loaded.
-
-        Raises:
-            ValueError: what, and what to do.
-        """
-        if format not in FORMATS:
-            raise ValueError(f"--format is {format!r}: give one of {', '.join(FORMATS)}")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size is {self.batch_size}: give 1 or more")
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"--precision is {self.precision!r}: give one of {', '.join(PRECISIONS)} (for int8, "
-                "whose range is that of all vectors together, encode to float32 and use "
-                "sentence_transformers.util.quantize_embeddings)"
-            )
-        if format == "npy" and self.keep_text:
-            raise ValueError("--keep-text needs .parquet or .jsonl: .npy holds vectors alone")
-        if self.unit == OF_TEXTS:
-            return
-        if format != "jsonl":
-            raise ValueError(f"--{self.unit} gives each text another number of vectors: use .jsonl")
-        sentence_options = (
-            self.prompt_name,
-            self.prompt,
-            self.normalize or None,
-            self.truncate_dim,
-        )
-        if any(option is not None for option in sentence_options) or self.precision != "float32":
-            raise ValueError(
-                f"--{self.unit} takes no prompt, normalize, truncate-dim or precision: leave them out"
-            )
-        if self.unit == "words" and self.truncation:
-            raise ValueError("--words does not cut texts: leave --truncation out")
 
 
 class Encoder:
@@ -179,6 +119,9 @@ def encode_to_file(
 
     Returns:
         How many rows were encoded, and what was skipped.
+
+    Raises:
+        ValueError: of `Encoder`, or because no row could be used.
     """
     keep_text = encoder.encoding.keep_text
     listed = path.with_name(f"{path.name}.skipped.jsonl") if path and format == "npy" else None
@@ -187,7 +130,6 @@ def encode_to_file(
         return _encode_all(
             encoder, inputs, JsonlFile(sys.stdout.buffer, keep_text), skipped
         ), skipped
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         return _encode_all(encoder, inputs, FORMATS[format](file, keep_text), skipped), skipped
 
@@ -206,8 +148,6 @@ def encode_to_shards(
         ValueError: of `ShardFolder` and `Encoder`. What stays is then said on standard error, as at
             a full disk and at Ctrl-C.
     """
-    if shard_size < 1:
-        raise ValueError(f"--shard-size is {shard_size}: give 1 or more")
     settings = {**encoder.identity(), "format": format, "shard_size": shard_size}
     keep_text = encoder.encoding.keep_text
     folder = ShardFolder(path, format, keep_text, settings, identify(inputs))
@@ -222,6 +162,7 @@ def encode_to_shards(
                 in_shard = chain([first], islice(good, shard_size - 1))
                 for batch in batches(in_shard, encoder.encoding.batch_size * BATCHES_AT_ONCE):
                     shard.write(batch, encoder(batch))
+        folder.skipped.require_some(folder.rows)
         folder.finish()
     except BaseException:
         tqdm.write(folder.stands(), file=sys.stderr)
@@ -235,6 +176,7 @@ def _encode_all(encoder: Encoder, inputs: Sequence[str], file: Any, skipped: Ski
     for batch in batches(skipped.filter(rows), encoder.encoding.batch_size * BATCHES_AT_ONCE):
         file.write(batch, encoder(batch))
         done += len(batch)
+    skipped.require_some(done)
     if not done:
         file.write([], encoder([]))
     file.close()

@@ -173,6 +173,11 @@ class Skipped:
             with open(self.path, "ab") as file:
                 file.write(json_line(line))
 
+    def require_some(self, done: int) -> None:
+        """Raise ValueError where all rows were skipped: that is no result."""
+        if self.count and not done:
+            raise ValueError(f"not one of {self.count} rows could be used")
+
 
 class Refused(Skipped):
     """In place of `Skipped` where there is one row: that it cannot be used is an error."""

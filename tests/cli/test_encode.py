@@ -1,5 +1,6 @@
 """`magnet encode`: the library's vectors, from any input to any output, and what bad input does."""
 
+import csv
 import json
 
 import numpy as np
@@ -189,8 +190,8 @@ def test_a_file_as_long_as_you_like_is_held_by_a_few_batches(
     monkeypatch.setattr(vectors, "read_texts", endless)
     monkeypatch.setattr(vectors.Encoder, "__call__", counting)
     for out in ("v.npy", "v.parquet", "shards"):
-        options = ["--batch-size", 2, "--shard-size", 40]
-        magnet("encode", folder, texts, "-o", tmp_path / out, *options)
+        options = ["--shard-size", 40] if out == "shards" else []
+        magnet("encode", folder, texts, "-o", tmp_path / out, "--batch-size", 2, *options)
         assert max(held) <= 2 * vectors.BATCHES_AT_ONCE + 1 and sum(held) >= 100 - 16
         held.clear()
 
@@ -198,54 +199,78 @@ def test_a_file_as_long_as_you_like_is_held_by_a_few_batches(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--precision", "int8"], "--precision is 'int8': give one of float32, binary, ubinary"),
-        (["--keep-text"], "--keep-text needs .parquet or .jsonl"),
-        (["--tokens"], "--tokens gives each text another number of vectors: use .jsonl"),
-        (["--tokens", "--words"], "--tokens and --words are two things: give one"),
-        (["--batch-size", "0"], "--batch-size is 0: give 1 or more"),
-        (["--dtype", "int4"], "--dtype is 'int4': give one of auto, float32"),
-        (["--device", "nonsense"], "--device is 'nonsense', which is not usable here"),
+        (["--device", "cuda:99"], "--device is 'cuda:99', which is not usable here"),
         (["--prompt-name", "nonsense"], "no prompt is named 'nonsense'; there are ["),
-        (["--prompt-name", "STS", "--prompt", "x"], "got prompt_name='STS' and prompt='x'"),
         (["--truncate-dim", "49"], "truncate_dim is 49: give 1 to 48"),
     ],
 )
-def test_options_that_do_not_go_together(magnet, folder, texts, tmp_path, options, message):
+def test_options_that_do_not_fit_the_model_or_the_machine(
+    magnet, folder, texts, tmp_path, options, message
+):
     result = magnet("encode", folder, texts, "-o", tmp_path / "v.npy", *options, code=2)
     assert result.stderr.startswith(f"magnet: {message}")
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "v.npy").exists()
 
 
-def test_token_vectors_refuse_what_is_for_sentences(magnet, folder, texts, tmp_path):
-    out = tmp_path / "v.jsonl"
-    result = magnet("encode", folder, texts, "-o", out, "--words", "--normalize", code=2)
-    assert "--words takes no prompt, normalize, truncate-dim or precision" in result.stderr
-    result = magnet("encode", folder, texts, "-o", out, "--words", "--truncation", code=2)
-    assert "--words does not cut texts" in result.stderr
+def test_tables_come_in_as_they_are(magnet, folder, model, tmp_path):
+    """Quoted fields with line breaks, texts that look like numbers, short and garbled rows."""
+    rows = [
+        ["1", "7"],
+        ["2", 'She said "no",\nand left.'],
+        ["3", "Größe"],
+        ["4", ""],
+        ["5", "x" * 200_000],
+    ]
+    for name, delimiter in (("a.csv", ","), ("a.TSV", "\t")):
+        path = tmp_path / name
+        with open(path, "w", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerows([["id", "body"], *rows[:3], ["short"], *rows[3:]])
+            file.write(f"6{delimiter}\udcff\n")
+        output = ["--keep-text", "-o", tmp_path / "v.jsonl", "--truncation"]
+        result = magnet("encode", folder, path, "--column", "body", *output)
+        found = read_jsonl(tmp_path / "v.jsonl")
+        assert [row["text"] for row in found] == [text for _, text in rows]
+        assert [row["index"] for row in found] == [0, 1, 2, 4, 5]
+        first = np.float32([row["vector"] for row in found[:4]])
+        np.testing.assert_allclose(first, model.encode([text for _, text in rows[:4]]), atol=1e-5)
+        assert f"{name}, line 6 is skipped: 1 columns, the header has 2" in result.stderr
+        assert f"{name}, line 9 is skipped: not UTF-8" in result.stderr
+    (tmp_path / "open.csv").write_text('text\nfine\n"not closed\nand so on\n')
+    result = magnet("encode", folder, tmp_path / "open.csv", "-o", tmp_path / "v.npy", code=2)
+    assert "open.csv, line 3: unexpected end of data" in result.stderr
 
 
-def test_inputs_that_are_none(magnet, folder, texts, tmp_path):
-    (tmp_path / "a.csv").write_text("a")
-    (tmp_path / "broken.parquet").write_text("not Parquet at all")
-    pq.write_table(pa.table({"other": ["a"]}), tmp_path / "other.parquet")
-    (tmp_path / "bad.jsonl").write_text("no\n")
-    for names, message in (
-        (["missing.txt"], "missing.txt is not there"),
-        (["a.csv"], "a.csv is no input: give .txt, .jsonl or .parquet"),
-        ([""], f"{tmp_path}/ is no input"),
-        (["broken.parquet"], "broken.parquet, behind row 0: "),
-        (["other.parquet"], "the columns are ['other'], needed is text"),
-        (["bad.jsonl"], "not one row could be used"),
-    ):
-        inputs = [f"{tmp_path}/{name}" for name in names]
-        result = magnet("encode", folder, *inputs, "-o", tmp_path / "v.npy", code=2)
-        assert message in result.stderr
-    for command in (["encode", folder, texts], ["infill", folder, "--input", texts]):
-        result = magnet(*command, "-o", texts, code=2)
-        assert "texts.txt is input and output: give another output" in result.stderr
-    assert texts.read_text(encoding="utf-8").splitlines() == SENTENCES
-    assert "named twice" in magnet("encode", folder, "-", "-", code=2).stderr
-    assert "Missing argument" in magnet("encode", folder, code=2).stderr
+def test_a_column_that_is_missing_is_said_once(magnet, folder, tmp_path):
+    """Also of standard input; a single row without it is a row like any other."""
+    rows = "".join(json.dumps({"title": i, "body": "a"}) + "\n" for i in range(500))
+    result = magnet("encode", folder, "-", "--column", "text", stdin="no JSON\n" + rows, code=2)
+    assert result.stderr == (
+        "magnet: standard input has no column text; it has title, body: name one with --column\n"
+    )
+    few = '{"body": "a"}\nno JSON\n{"text": "b"}\n{"body": "c"}\n'
+    result = magnet("encode", folder, "-", "--column", "text", "--keep-text", stdin=few)
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["b"]
+    assert "line 1 is skipped: text is missing" in result.stderr
+    assert "line 4 is skipped: text is missing" in result.stderr
+
+
+def test_a_run_of_faulty_rows_alone_is_no_result(magnet, folder, texts, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("no\n" * 3)
+    for name in ("v.npy", "v.parquet", "v.jsonl"):
+        magnet("encode", folder, texts, "-o", tmp_path / name)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("v.*")}
+    for name in (*before, "new.npy"):
+        result = magnet("encode", folder, tmp_path / "bad.jsonl", "-o", tmp_path / name, code=2)
+        assert "magnet: not one of 3 rows could be used" in result.stderr
+    assert before == {
+        path.name: path.read_bytes()
+        for path in tmp_path.glob("v.???*")
+        if "skipped" not in path.name
+    }
+    assert not (tmp_path / "new.npy").exists()
+    magnet("encode", folder, tmp_path / "bad.jsonl", "-o", tmp_path / "shards", code=2)
+    assert not json.loads((tmp_path / "shards" / "manifest.json").read_text())["complete"]
 
 
 def test_a_terminal_gets_a_progress_bar_with_the_number_of_rows(

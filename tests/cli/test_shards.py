@@ -240,9 +240,7 @@ def test_folders_that_are_none(magnet, folder, texts, tmp_path):
     assert "holds files but no manifest.json: give a new folder" in result.stderr
     (tmp_path / "file").write_text("mine")
     result = magnet("encode", folder, texts, "-o", tmp_path / "file", code=2)
-    assert "is a file without an ending that is known" in result.stderr
-    result = magnet("encode", folder, texts, "-o", tmp_path / "new", "--format", "csv", code=2)
-    assert "--format is 'csv': give one of npy, parquet, jsonl" in result.stderr
-    result = magnet("encode", folder, texts, "-o", tmp_path / "new", "--shard-size", 0, code=2)
-    assert "--shard-size is 0: give 1 or more" in result.stderr
-    assert not (tmp_path / "new").exists()
+    assert "or into a folder of shards" in result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+    magnet("encode", folder, texts, "-o", f"{tmp_path}/new/v1.0/")
+    assert (tmp_path / "new" / "v1.0" / "manifest.json").exists()
