@@ -230,7 +230,7 @@ def _infill_together(
         else:
             parts = [gap.parts for gap in gaps]
             found = model.infill_blanks(parts, gaps[0].span_length, **arguments)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if len(gaps) == 1:
             skipped.add(group[0][0], str(error).replace("text 0 ", "the text ", 1))
         else:

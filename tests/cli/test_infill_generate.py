@@ -78,7 +78,7 @@ def test_records_of_all_kinds_together_a_bad_one_is_reported(magnet, folder, mod
         (6, "n blanks need n + 1 strings around them"),
         (7, "a part is int, not a string"),
         (8, "the text has 313 positions (300 of them gap), the limit is 256"),
-        (9, "give whole numbers from 1 on"),
+        (9, "span_length is 'x' (str): give a whole number from 1 on"),
         (10, "neither prefix and suffix, nor parts, nor text"),
         (11, "there is a prefix without a suffix"),
         (13, "not JSON"),
