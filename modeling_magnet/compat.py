@@ -15,13 +15,15 @@ CACHE = next(name for name in CACHE_NAMES if name in _taken)
 
 
 def named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Rename the cache among keyword arguments to what the installed release calls it.
+    """Let an older release take the cache under its newer name.
+
+    A newer release takes the older name itself, with a warning of its own.
 
     Args:
         arguments: of `forward`, `generate` or `prepare_inputs_for_generation`.
 
     Returns:
-        The arguments, with the cache as `CACHE` where there is one.
+        The arguments, without a name of the cache that is None.
 
     Raises:
         TypeError: both names are given.
@@ -30,10 +32,14 @@ def named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
         >>> named_cache({"past_key_values": None, "use_cache": True})
         {'use_cache': True}
     """
-    arguments = dict(arguments)
     given = [name for name in CACHE_NAMES if arguments.get(name) is not None]
     if len(given) > 1:
         raise TypeError(f"got {' and '.join(given)}, two names of one argument: give one")
-    caches = [arguments.pop(name, None) for name in CACHE_NAMES]
-    cache = next((cache for cache in caches if cache is not None), None)
-    return arguments if cache is None else arguments | {CACHE: cache}
+    others = {name: value for name, value in arguments.items() if name not in CACHE_NAMES}
+    names = {name: CACHE if name == "cache" else name for name in given}
+    return others | {names[name]: arguments[name] for name in given}
+
+
+def cache_in(arguments: dict[str, Any]) -> Any:
+    """The cache among keyword arguments, under either name; None where there is none."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)

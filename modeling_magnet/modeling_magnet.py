@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs
 from .adapters import AdapterMixin  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
-from .compat import CACHE, named_cache
+from .compat import cache_in, named_cache
 from .encoding import EncodingMixin
 from .infilling import InfillingMixin
 from .masking import (
@@ -87,7 +87,7 @@ class MagnetMixin(InfillingMixin, EncodingMixin, SavingMixin, CausalLM):
             torch.Size([1, 5, 49152])
         """
         cached = named_cache({"cache": cache, "past_key_values": past_key_values})
-        held = cached.get(CACHE)
+        held = cache_in(cached)
         arguments: dict[str, Any] = {"attention_mask": attention_mask}
         if span_ids is not None:
             tokens = input_ids if input_ids is not None else inputs_embeds
@@ -141,7 +141,7 @@ class MagnetMixin(InfillingMixin, EncodingMixin, SavingMixin, CausalLM):
         if prompt is None:
             raise ValueError("span_ids came without input_ids or inputs_embeds")
         batch_size, length = prompt.shape[:2]
-        cached = cached_length(arguments.get(CACHE))
+        cached = cached_length(cache_in(arguments))
         goes_on = isinstance(span_ids, torch.Tensor) and span_ids.dim() == 2 and cached > 0
         if (
             goes_on and span_ids.shape[1] <= cached < length
@@ -182,7 +182,7 @@ class MagnetMixin(InfillingMixin, EncodingMixin, SavingMixin, CausalLM):
             return inputs
         query = inputs.get("input_ids")
         query = query if query is not None else inputs["inputs_embeds"]
-        held = inputs.get(CACHE)  # Phi-3 drops it where its rope changes
+        held = cache_in(inputs)  # Phi-3 drops it where its rope changes
         columns = cached_length(held) + query.shape[1]
         if columns < span_ids.shape[1]:
             raise ValueError(

@@ -49,9 +49,10 @@ def test_generate_equals_the_base_class_greedy_and_sampled(any_tiny):
 
 @pytest.mark.parametrize("name", CACHE_NAMES)
 def test_the_cache_has_both_names_in_every_release(tiny, name):
-    """As an argument of `forward` and `generate`, and no warning is of our making."""
+    """As an argument of `forward` and `generate`; only a newer release warns of the older name."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
+        if name == CACHE:
+            warnings.simplefilter("error", FutureWarning)
         first = tiny(IDS[:, :5], use_cache=True)
         held = first[CACHE]
         rest = tiny(IDS[:, 5:], **{name: held}).logits
