@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationMixin, LlamaForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
@@ -47,6 +48,11 @@ class MagnetMixin(InfillingMixin, EncodingMixin, SavingMixin, CausalLM):
     forward passes are untouched, at any length. With one, a model that has sliding-window layers
     takes as many tokens as its window holds, and refuses more (see `masking.sliding_window`).
     """
+
+    def __init_subclass__(cls, **kwargs):
+        """Name the class where the trainer and the pipelines look up what generates text."""
+        super().__init_subclass__(**kwargs)
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__
 
     def forward(
         self,
