@@ -1,15 +1,15 @@
 """The folder that `save_pretrained` writes, here and on the Hub."""
 
+import glob
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers.dynamic_module_utils import custom_object_save
 
+from .aside import written_aside
 from .checkpoint import CheckpointMixin
 from .settings import MagnetSettings
 
@@ -54,6 +54,31 @@ HUB_ARGUMENTS = (
     "create_pr",
 )
 
+TOKENIZER_EXTRAS = (
+    "added_tokens.json",
+    "additional_chat_templates",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+"""What a tokenizer may be saved with, and reads where it finds it."""
+
+
+def stale_beside_weights(variant: str | None) -> list[str]:
+    """Patterns of names that would be read with a model's weights, or in place of them.
+
+    Those are the same variant's in other shards, and an adapter, which transformers loads onto
+    whatever weights lie beside it.
+    """
+    dot = f".{glob.escape(variant)}" if variant else ""
+    number = "[0-9]" * 5
+    return [
+        f"model{dot}.safetensors",
+        f"model{dot}-{number}-of-{number}.safetensors",
+        f"model.safetensors.index{dot}.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
 
 class SavingMixin(CheckpointMixin):
     """`save_pretrained` and `push_to_hub`."""
@@ -69,9 +94,13 @@ class SavingMixin(CheckpointMixin):
         sentence-transformers reads.
 
         With `trust_remote_code=True` the folder loads as MAGNET by `AutoModel` and
-        `AutoModelForCausalLM`, without it and in other tools as the plain base architecture. The
-        folder is written aside and moved into place when complete, so that a kill or a full disk
-        leaves what was there. Files of other names in an existing folder stay.
+        `AutoModelForCausalLM`, without it and in other tools as the plain base architecture.
+
+        The folder is written aside and put in place once it is complete, so an error or a full disk
+        leaves what was there. A kill leaves the old model, the new one, or, in the moment in which
+        files are put in place, a `config.json` that every reader refuses. Files of other names stay,
+        other variants' weights among them. What goes is what would be read with the new files: the
+        same variant in other shards, and an adapter beside whole weights.
 
         A model with an unmerged adapter that was loaded by `load_adapter` writes the adapter alone,
         as every transformers model does.
@@ -90,7 +119,7 @@ class SavingMixin(CheckpointMixin):
             >>> model.save_pretrained("my-magnet")
             >>> same = AutoModel.from_pretrained("my-magnet", trust_remote_code=True)
         """
-        target = Path(save_directory)
+        target = Path(save_directory).absolute()
         if target.exists() and not target.is_dir():
             raise FileExistsError(f"{target} is a file: give a folder")
         hub = {k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs} if push_to_hub else {}
@@ -98,8 +127,9 @@ class SavingMixin(CheckpointMixin):
             return
         settings, tokenizer = self.magnet_settings, self.tokenizer
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-        try:
+        whole = not getattr(self, "_hf_peft_config_loaded", False)
+        stale = [*TOKENIZER_EXTRAS, *(stale_beside_weights(kwargs.get("variant")) if whole else [])]
+        with written_aside(target, stale) as aside:
             super().save_pretrained(aside, **kwargs)
             tokenizer.save_pretrained(aside)
             if (aside / "config.json").exists():  # an adapter alone has none, and needs no code
@@ -107,9 +137,6 @@ class SavingMixin(CheckpointMixin):
                 self._write_config(aside / "config.json", settings)
                 self._write_sentence_transformers_files(aside, settings)
                 self._write_card(aside, target.name)
-            _move_into(aside, target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         if push_to_hub:
             self._upload(target, hub.pop("repo_id", target.name), **hub)
 
@@ -213,16 +240,3 @@ class SavingMixin(CheckpointMixin):
         }
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _move_into(aside: Path, target: Path) -> None:
-    """Put a complete folder in place: whole where there is none, else file by file."""
-    if not target.exists():
-        aside.rename(target)
-        return
-    new = {path.name for path in aside.iterdir()}
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
-        path.replace(target / path.name)
-    for path in target.glob("model*.safetensors*"):
-        if path.name not in new:
-            path.unlink()  # a shard of what was there before; readers would mix the two

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, Trainer
 
 from modeling_magnet import MagnetMixin, magnet_class_for
+from modeling_magnet.aside import written_aside
 
 from .arguments import MagnetTrainingArguments, ModelArguments
 from .base import dtype_of, whole_weights
@@ -60,19 +61,16 @@ def write_adapter(trained: Path, base: Path, folder: Path) -> None:
     Args:
         trained: what the Trainer wrote.
         base: where `AutoPeftModelForCausalLM` is to find the base.
-        folder: written aside and moved into place.
+        folder: replaced whole, or left as it was.
     """
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(trained, aside, ignore=shutil.ignore_patterns("*.bin", "README.md"))
-    weights = load_file(aside / SAFETENSORS_WEIGHTS_NAME)
-    weights = {name: value for name, value in weights.items() if "projection" not in name}
-    save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    config = json.loads((aside / CONFIG_NAME).read_text(encoding="utf-8"))
-    config |= {"modules_to_save": None, "base_model_name_or_path": str(base)}
-    (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with written_aside(folder, stale=["*"]) as aside:
+        shutil.copytree(trained, aside, ignore=shutil.ignore_patterns("*.bin", "README.md"))
+        weights = load_file(aside / SAFETENSORS_WEIGHTS_NAME)
+        weights = {name: value for name, value in weights.items() if "projection" not in name}
+        save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        config = json.loads((aside / CONFIG_NAME).read_text(encoding="utf-8"))
+        config |= {"modules_to_save": None, "base_model_name_or_path": str(base)}
+        (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def push(folder: Path, args: MagnetTrainingArguments) -> str:

@@ -17,6 +17,8 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
+from modeling_magnet.aside import written_aside
+
 from .card import write_card
 
 
@@ -36,20 +38,18 @@ def release(run: Path, base: str, output: Path, **card: Any) -> None:
     adapter, settings = run / "adapter", run / "base" / "config.json"
     if not (adapter / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{run} has no adapter/: give a run that is finished, with LoRA")
-    aside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    card.setdefault("name", f"checkpoints/{output.name}")
     weights = load_file(adapter / SAFETENSORS_WEIGHTS_NAME)
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in weights.items()}
-    save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config = json.loads((adapter / CONFIG_NAME).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
-    (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copy(settings, aside / "config.json")
-    card.setdefault("name", f"checkpoints/{output.name}")
-    write_card(aside, run, adapter=True, base=base, **card)
-    shutil.rmtree(output, ignore_errors=True)
-    aside.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(output, stale=["*"]) as aside:
+        aside.mkdir()
+        save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        shutil.copy(settings, aside / "config.json")
+        write_card(aside, run, adapter=True, base=base, **card)
 
 
 def main(command_line: list[str] | None = None) -> None:

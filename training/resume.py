@@ -8,6 +8,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from modeling_magnet.aside import written_aside
+
 from .arguments import Arguments
 
 logger = logging.getLogger(__name__)
@@ -42,9 +44,8 @@ def claim(output: Path, arguments: Arguments) -> None:
             )
         return
     output.mkdir(parents=True, exist_ok=True)
-    aside = output / ".run.json.partial"
-    aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 
 
 def last_complete_checkpoint(output: Path) -> str | None:

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
+from ..aside import written_aside
 from . import gguf_file, onnx_graph
 from .checking import check_export
 
@@ -37,17 +36,8 @@ def export(model: Any, to: str, out: Path) -> None:
         gguf_file.check(model)
     merge_adapter(model)
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
+    with written_aside(out) as aside:
         EXPORTS[to](model, aside)
-        if out.is_dir():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
 
 
 def merge_adapter(model: Any) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from ..aside import written_aside
 from ..version import __version__
 from .extras import require
 from .reading import Row
@@ -116,19 +116,8 @@ def json_line(content: dict[str, Any]) -> bytes:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that is there when all of it was written, and else is as it was before."""
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path) as aside, open(aside, "wb") as file:
+        yield file
 
 
 class Skipped:
@@ -301,8 +290,6 @@ class ShardFolder:
                 "give a new folder"
             )
         self.manifest = found
-        for aside in self.path.glob(".*.partial"):
-            aside.unlink()
 
     def _write_manifest(self) -> None:
         with whole_file(self.path / MANIFEST) as file:

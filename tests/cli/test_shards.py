@@ -198,7 +198,8 @@ def test_a_stop_between_a_shard_and_its_note_in_the_manifest(
     out = tmp_path / "out"
     stopped("encode", folder, many, "-o", out, *options, after=2)
     (out / "part-00002.npy").write_bytes(b"written, not noted")
-    (out / ".part-00003.npy.partial").write_bytes(b"half")
+    (out / ".magnet-killed.partial").mkdir()
+    (out / ".magnet-killed.partial" / "new.npy").write_bytes(b"half")
     with open(out / "skipped.jsonl", "a") as file:
         file.write('{"index": 599}\n')
     magnet("encode", folder, many, "-o", out, *options)
