@@ -340,6 +340,8 @@ class EncodingMixin(CheckpointMixin):
             )
             for i in too_long:
                 token_ids[i] = token_ids[i][:limit]
+        longest = max(map(len, token_ids), default=0)
+        self.magnet_settings.warn_beyond(longest + extra_tokens)
         return (token_ids, offsets) if return_offsets else token_ids
 
     def _map_batches(

@@ -185,7 +185,7 @@ class InfillingMixin(EncodingMixin):
         limit = max_new_tokens or max(CANDIDATE_LENGTHS)
         candidates = [n for n in CANDIDATE_LENGTHS if n < limit] + [limit]
         usual = candidates[len(candidates) // 2]
-        rows = []
+        rows, longest = [], 0
         for t, (parts, wanted) in enumerate(zip(texts, lengths, strict=True)):
             for part in parts:
                 if not isinstance(part, str):
@@ -219,8 +219,10 @@ class InfillingMixin(EncodingMixin):
                             f"text {t} has {positions} positions ({sum(gaps)} of them gap), the "
                             f"limit is {settings.max_length}: shorten the context or the gap"
                         )
+                    longest = max(longest, positions)
                     space = len(parts[b]) > len(before[b])
                     rows.append(_Row(t, b, gap, gaps, token_ids, follows_space=space))
+        settings.warn_beyond(longest)
         return rows
 
     def _share_a_decoding(self, rows: list["_Row"], arguments: dict) -> bool:

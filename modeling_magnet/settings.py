@@ -1,5 +1,6 @@
 """MAGNET's own settings of a checkpoint: one nested dict, `config.magnet`."""
 
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -53,6 +54,9 @@ class MagnetSettings:
             (as LLM2Vec trains).
         max_length: the longest sequence in tokens, start, prompt and end included. It bounds `encode`
             and `infill`; `generate` without a span map goes as far as the base model does.
+        trained_length: the longest text in tokens that the checkpoint was adapted on, beyond which
+            `encode` and `infill` warn: a model adapted on short texts alone gains nothing from the right
+            side of longer ones, however many positions its base has. None: not known, no warning.
         prompts: named texts that can stand before a sentence.
         default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
     """
@@ -62,6 +66,7 @@ class MagnetSettings:
     max_length: int
     start_in_encode: bool = True
     pooling: str = "end"
+    trained_length: int | None = None
     prompts: dict[str, str] = field(default_factory=lambda: dict(PAPER_PROMPTS))
     default_prompt_name: str | None = "sentence"
 
@@ -122,6 +127,20 @@ class MagnetSettings:
     def special_tokens(self) -> int:
         """How many tokens `encode` adds to a sentence and its prompt."""
         return 2 if self.start_in_encode and self.start_token_id is not None else 1
+
+    def warn_beyond(self, length: int) -> None:
+        """Warn where the longest text of a call is longer than `trained_length`.
+
+        Args:
+            length: of the longest text in tokens, gaps included.
+        """
+        if self.trained_length is not None and length > self.trained_length:
+            warnings.warn(
+                f"a text has {length} tokens, this checkpoint was adapted on texts of up to "
+                f"{self.trained_length}: beyond that what follows a gap and sentence vectors are not to be "
+                "relied on; shorten the text, or adapt on longer blocks",
+                stacklevel=4,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they go into `config.magnet`."""

@@ -223,6 +223,28 @@ def test_a_long_text_raises_or_is_cut_aloud(tiny):
     np.testing.assert_allclose(cut[1], output.last_hidden_state[0, -1].detach(), atol=1e-5)
 
 
+def test_texts_longer_than_the_checkpoint_was_trained_on_are_said_once_a_call(tiny):
+    tiny.config.magnet = {"trained_length": 60}
+    with pytest.warns(
+        UserWarning, match=r"has \d+ tokens, .* adapted on texts of up to 60"
+    ) as said:
+        tiny.encode(["A cat sleeps.", "harbour " * 30, "harbour " * 40], batch_size=1)
+    assert len(said) == 1 and said[0].filename == __file__
+    for method in (tiny.encode_tokens, tiny.encode_words):
+        with pytest.warns(UserWarning, match="up to 60"):
+            method("harbour " * 30)
+
+
+def test_texts_of_the_trained_length_are_read_without_a_word(tiny, recwarn):
+    ids = tiny.tokenizer(PROMPT + SENTENCES[0], add_special_tokens=False)["input_ids"]
+    tiny.config.magnet = {"trained_length": len(ids) + 2}  # start and end token
+    tiny.encode(SENTENCES[0])
+    assert not [warning for warning in recwarn if "adapted on" in str(warning.message)]
+    tiny.config.magnet = {"trained_length": len(ids) + 1}
+    tiny.encode(SENTENCES[0])
+    assert [warning for warning in recwarn if "adapted on" in str(warning.message)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -316,6 +316,21 @@ def test_generation_config_is_honoured(endless):
     assert by_config == endless.infill(PREFIX, SUFFIX, span_length=4, num_beams=3)
 
 
+def test_what_is_longer_than_the_checkpoint_was_trained_on_is_said_once_a_call(tiny, recwarn):
+    """Context and gap together, as they count for `max_length`."""
+    context = sum(
+        len(tiny.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in ("A cat", "b.")
+    )
+    tiny.config.magnet = {"trained_length": 1 + context + 5}
+    tiny.infill("A cat", "b.", span_length=5)
+    assert not [warning for warning in recwarn if "adapted on" in str(warning.message)]
+    with pytest.warns(
+        UserWarning, match=f"has {context + 7} tokens, .* up to {context + 6}"
+    ) as said:
+        tiny.infill(["A cat", "A cat"], ["b.", "b."], span_length=[5, 6])
+    assert len(said) == 1
+
+
 def test_no_texts(tiny):
     assert tiny.infill([], []) == []
 

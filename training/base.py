@@ -137,13 +137,19 @@ def single_token_id(tokenizer: PreTrainedTokenizerBase, text: str, name: str) ->
     return token_ids[0]
 
 
-def prepare_base(arguments: ModelArguments, texts: list[str], folder: str | Path) -> None:
+def prepare_base(
+    arguments: ModelArguments,
+    texts: list[str],
+    folder: str | Path,
+    trained_length: int | None = None,
+) -> None:
     """Write the base as a MAGNET folder, its start token settled, unless the folder is there.
 
     Args:
         arguments: of the run.
         texts: to measure the start token on where it is `auto` and the base is no MAGNET folder.
         folder: written whole or not at all.
+        trained_length: of the settings, the longest text of the run; None: as the base has it.
     """
     if (Path(folder) / "config.json").exists():
         return
@@ -153,6 +159,7 @@ def prepare_base(arguments: ModelArguments, texts: list[str], folder: str | Path
         settings.start_token_id = resolve_start_token(model, arguments.start_token, texts)
     settings.start_in_encode = arguments.start_in_encode
     settings.pooling = arguments.pooling
+    settings.trained_length = trained_length or settings.trained_length
     model.config.magnet = settings.to_dict()
     model.save_pretrained(folder)
 

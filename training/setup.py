@@ -57,7 +57,8 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
         auto = model_arguments.start_token == "auto" and bool(data.text)
         texts = first_texts(data, 160) if auto else []
         with whole_weights(args):
-            prepare_base(model_arguments, texts, base)
+            longest = data.block_length // min(data.cut_blocks) if data.text else None
+            prepare_base(model_arguments, texts, base, longest)
     model = for_objectives(base, model_arguments)
     inner: Any = model if isinstance(model, MagnetMixin) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings

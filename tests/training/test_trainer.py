@@ -558,6 +558,18 @@ def test_the_folders_of_a_run(run, corpus, lora_r, projection_head):
         assert not (out / "adapter").exists()
 
 
+def test_a_run_notes_the_longest_text_that_it_trained_on(run, corpus):
+    """And one of sentences alone keeps what the run before it noted."""
+    text = {"steps": 1, "mntp": 1, "msg": 1}
+    first, second = corpus / "first", corpus / "second"
+    train(run(objective_schedule=[text], cut_blocks=[2, 4], output_dir=str(first)))
+    alone = {"objective_schedule": [{"steps": 1, "sscl": 1}], "text": [], "validation_text": []}
+    train(run(**alone, model=str(first / "base"), output_dir=str(second)))
+    for folder in (first / "model", second / "model"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["magnet"]["trained_length"] == 20  # half of a block
+
+
 def test_several_gpus_in_one_process_are_refused(run, monkeypatch):
     arguments = run()
     monkeypatch.setattr(type(arguments[2]), "n_gpu", property(lambda self: 2))
