@@ -54,7 +54,7 @@ def sentence_transformers(model: str, device: str, dtype: str, before: str, afte
 def plain(model: str, device: str, dtype: str, before: str, after: str):
     """What one writes in ten lines: batches in the order given, padded to their longest."""
     decoder = load(model, device, dtype, AutoModel.from_pretrained)  # the stock class
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
 
     @torch.no_grad()
     def encode(texts: list[str], size: int):

@@ -33,7 +33,8 @@ PAPER_STEPS = (4200, 800)
 
 def ways(model: str, device: str, dtype: str, shape: dict[str, int], matmul: int):
     """All ways; the job names one. `model` lends its tokenizer."""
-    jobs = Jobs(Shape(**shape), AutoTokenizer.from_pretrained(model), device, matmul)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    jobs = Jobs(Shape(**shape), tokenizer, device, matmul)
     return lambda way, **job: getattr(jobs, way)(**job)
 
 

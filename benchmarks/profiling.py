@@ -30,7 +30,7 @@ def job_of(name: str, options: argparse.Namespace) -> Callable[[], Any]:
         run: Any = encode.magnet(*place, before="", after="")
         mixed = dealt(texts.mixed[:480], 480 // options.sentences)[0]
         return lambda: run(texts=mixed)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts.documents[:16]]
     if name == "infill":
         run = infill.ways(*place)

@@ -120,7 +120,8 @@ class Setup:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's."""
         if not self._tokenizer:
-            self._tokenizer.append(AutoTokenizer.from_pretrained(self.model))
+            found = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+            self._tokenizer.append(found)
         return self._tokenizer[0]
 
     @property

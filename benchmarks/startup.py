@@ -48,7 +48,7 @@ def run_fresh(statement: str) -> dict[str, float]:
 
 def masks(model: str, device: str, dtype: str):
     """Masks of both kinds, built by the job's way."""
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     config._attn_implementation = "sdpa"
     kind = getattr(torch, dtype)
 

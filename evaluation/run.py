@@ -29,7 +29,7 @@ from modeling_magnet import __version__
 
 from .data import Data, fingerprint
 from .report import write_report
-from .specs import check_tokenizer, resolve, weights_of, window_of
+from .specs import check_code, check_tokenizer, resolve, weights_of, window_of
 from .subjects import Subject, load_subject
 from .tasks import SUITES, TASKS, Context, Result, Task
 
@@ -91,6 +91,11 @@ def parse(command_line: list[str] | None = None) -> argparse.Namespace:
         "--judge-encoder",
         help="sentence encoder that compares infillings with the original (default: none)",
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code that encoders and sentence-transformers models bring",
+    )
     options = parser.parse_args(command_line)
     if options.batch_size < 1:
         parser.error(f"--batch-size is {options.batch_size}: give 1 or more")
@@ -136,8 +141,9 @@ class Plan:
             self._check_model(spec)
 
     def _check_model(self, spec: str) -> None:
-        found = resolve(spec)
-        check_tokenizer(found)
+        found, trusted = resolve(spec), self.options.trust_remote_code
+        check_code(found, trusted)
+        check_tokenizer(found, trusted)
         window = window_of(found)
         for name, task in self.tasks.items():
             if found.generates and window is not None and window < task.window:
@@ -158,10 +164,18 @@ class Plan:
             "seed": options.seed,
             "magnet": __version__,
         }
+        if options.trust_remote_code:
+            key["trust_remote_code"] = True
         if name == "prompting":
             judges = (self.judge or spec, options.judge_encoder)
             key["judges"] = [judge and weights_of(resolve(judge)) for judge in judges]
         return json.loads(json.dumps(key))
+
+    def load(self, spec: str) -> Subject:
+        """A model or a judge, loaded as the options say."""
+        options = self.options
+        dtype = getattr(torch, options.dtype)
+        return load_subject(spec, options.start_token, dtype, options.trust_remote_code)
 
     def place(self, spec: str, name: str) -> Path:
         """The file of a result."""
@@ -194,9 +208,7 @@ def run(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         subject, error = None, None
         if missing:
             try:
-                subject = load_subject(
-                    spec, plan.options.start_token, getattr(torch, plan.options.dtype)
-                )
+                subject = plan.load(spec)
             except Exception as found:  # the other models are measured all the same
                 error = found
         for name, task in tasks.items():
@@ -222,11 +234,9 @@ def _measure(plan: Plan, subject: Subject, spec: str, name: str, task: Task) -> 
     context = Context(plan.suite, options.seed, options.batch_size)
     if name == "prompting":
         if plan.judge and plan.judge != spec:
-            dtype = getattr(torch, options.dtype)
-            judge = load_subject(plan.judge, options.start_token, dtype).model
-            context = context._replace(judge_model=judge)
+            context = context._replace(judge_model=plan.load(plan.judge).model)
         if options.judge_encoder:
-            context = context._replace(judge_encoder=load_subject(options.judge_encoder))
+            context = context._replace(judge_encoder=plan.load(options.judge_encoder))
     began = time.monotonic()
     result: Result = task.measure(subject, context, *plan.sources[name])
     record = {

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file, has_file
 
 from modeling_magnet.checkpoint import ARCHITECTURES, PYPI
@@ -16,6 +16,9 @@ from training.base import SMOLLM2, SMOLLM2_PLACE
 
 DECODER_KINDS = ("bidirectional", "last-token", "mean", "echo")
 KINDS = ("magnet", *DECODER_KINDS, "encoder", "sentence-transformers")
+RUN_CODE = ("encoder", "sentence-transformers")
+"""The kinds that are loaded with code of their own where it is trusted; decoders are read by Magnet's."""
+
 GENERATING_KINDS = ("magnet", "bidirectional")
 """The kinds that language-model tasks measure. A baseline that reads the same decoder's sentences
 in another way writes what that decoder writes."""
@@ -61,7 +64,27 @@ def resolve(spec: str) -> Spec:
     return Spec(kind, place)
 
 
-def check_tokenizer(spec: Spec) -> None:
+def check_code(spec: Spec, trust_remote_code: bool) -> None:
+    """Raise a ValueError where an encoder loads only with code of its own, which is not trusted."""
+    if trust_remote_code or spec.kind not in RUN_CODE:
+        return
+    found = []
+    if spec.kind == "sentence-transformers" and has_file(spec.place, "modules.json"):
+        modules = json.loads(Path(str(cached_file(spec.place, "modules.json"))).read_bytes())
+        types = [module["type"] for module in modules]
+        found = [name for name in types if not name.startswith("sentence_transformers.")]
+    config = _config_of(spec.place)
+    code = (config.get("auto_map") or {}).get("AutoModel")
+    if code and (config.get("model_type") not in CONFIG_MAPPING or ".Magnet" in code):
+        found.append(code)
+    if found:
+        raise ValueError(
+            f"{spec} brings code of its own ({', '.join(found)}), which loading it would run: if you "
+            "trust it, give --trust-remote-code"
+        )
+
+
+def check_tokenizer(spec: Spec, trust_remote_code: bool = False) -> None:
     """Raise a ValueError where a model comes without its tokenizer."""
     place = _base_of(spec.place)
     if package := _package_of(place):
@@ -72,7 +95,8 @@ def check_tokenizer(spec: Spec) -> None:
         return
     vocabulary = _config_of(place).get("vocab_size", 0)
     try:
-        size = len(AutoTokenizer.from_pretrained(place))
+        trusted = trust_remote_code and spec.kind in RUN_CODE
+        size = len(AutoTokenizer.from_pretrained(place, trust_remote_code=trusted))
     except Exception as error:
         raise ValueError(f"found no tokenizer in {place}: {error}") from error
     if size * 10 < vocabulary:  # what transformers makes up for a folder that has none

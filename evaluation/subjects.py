@@ -29,7 +29,7 @@ from modeling_magnet import MagnetMixin
 from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights
 
 from .inputs import load_model
-from .specs import GENERATING_KINDS, resolve
+from .specs import GENERATING_KINDS, check_code, resolve
 
 ECHO = "Rewrite the sentence: {text}, rewritten sentence: "
 """What stands before the second occurrence (Springer et al. 2024, section 3)."""
@@ -71,19 +71,22 @@ class Subject(Protocol):
 
 
 def load_subject(
-    spec: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
+    spec: str,
+    start_token: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> Subject:
     """Load what a spec names, onto the GPU where there is one.
 
     Args:
-        spec: as for `evaluation.specs.resolve`. The id `smollm2` is that of `training.base.load_base`;
-            a sentence-transformers model's own code is trusted and run.
+        spec: as for `evaluation.specs.resolve`. The id `smollm2` is that of `training.base.load_base`.
         start_token: text of the token that begins a sequence of a language model, if not the
             checkpoint's. Subjects that are none have no use for it.
         dtype: of a language model's weights.
+        trust_remote_code: whether to run code that an encoder or a sentence-transformers model brings.
 
     Raises:
-        ValueError, OSError: as in `resolve`.
+        ValueError, OSError: as in `resolve`; or it brings such code, and that is not trusted.
 
     Example:
         >>> echo = load_subject("echo:smollm2", start_token="<|endoftext|>")
@@ -91,12 +94,13 @@ def load_subject(
         (1, 576)
     """
     found, device = resolve(spec), "cuda" if torch.cuda.is_available() else "cpu"
+    check_code(found, trust_remote_code)
     kind, place = found
     name = str(found)
     if kind == "sentence-transformers":
-        return SentenceTransformersSubject(name, place, device)
+        return SentenceTransformersSubject(name, place, device, trust_remote_code)
     if kind == "encoder":
-        return EncoderSubject(name, place, device)
+        return EncoderSubject(name, place, device, trust_remote_code)
     model = load_model(place, start_token, dtype)
     if kind in GENERATING_KINDS:
         return MagnetSubject(name, model)
@@ -124,14 +128,16 @@ class SentenceTransformersSubject:
 
     model: Any = None
 
-    def __init__(self, name: str, place: str, device: str):
+    def __init__(self, name: str, place: str, device: str, trust_remote_code: bool = False):
         try:
             from sentence_transformers import SentenceTransformer  # slow, and needed here alone
         except ImportError as error:
             raise ImportError(f"{name} needs: pip install sentence-transformers") from error
 
         self.name = name
-        self.encoder: Any = SentenceTransformer(place, device=device, trust_remote_code=True)
+        self.encoder: Any = SentenceTransformer(
+            place, device=device, trust_remote_code=trust_remote_code
+        )
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """See `Subject`. The default prompt is the model's."""
@@ -281,10 +287,13 @@ class EncoderSubject(_TokenSubject):
     model: Any = None
     chosen = "all"
 
-    def __init__(self, name: str, place: str, device: str):
+    def __init__(self, name: str, place: str, device: str, trust_remote_code: bool = False):
         self.name = name
-        self.tokenizer = AutoTokenizer.from_pretrained(place)
-        self.network = AutoModel.from_pretrained(place, dtype=torch.float32).eval().to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        network = AutoModel.from_pretrained(
+            place, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        self.network = network.eval().to(device)
         positions = self.network.config.max_position_embeddings
         self.limit = min(self.tokenizer.model_max_length, positions)
 

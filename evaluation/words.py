@@ -22,7 +22,8 @@ import torch
 from seqeval.metrics.sequence_labeling import get_entities
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoModel
+
+from modeling_magnet import load_magnet
 
 from .figures import Figure, table
 
@@ -268,7 +269,7 @@ def main(command_line: list[str] | None = None) -> None:
         parser.error(f"--output is {output}: give a file in a folder that exists")
     for path in (options.train, options.test):
         read_conll(path)  # a bad file is said before the model loads
-    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+    model = load_magnet(options.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     results = measure_words(
         model.encode_words, options.train, options.test, options.tasks, options.steps,

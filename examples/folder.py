@@ -2,7 +2,8 @@
 
     python -m examples.folder outputs/quickstart/model
 
-The folder is loaded by `AutoModel` with the code that lies in it. `--results FILE` also writes the
+The folder is loaded by `AutoModel` with the code that lies in it, which is run: take a folder that you
+trust. `--results FILE` also writes the
 figures and the examples as JSON.
 """
 

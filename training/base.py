@@ -206,7 +206,9 @@ def for_objectives(folder: str | Path, arguments: ModelArguments) -> PeftModel |
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=["lm_head", "projection"],
         )
-    model_class = objectives_class_for(magnet_class_for(AutoConfig.from_pretrained(folder)))
+    model_class = objectives_class_for(
+        magnet_class_for(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    )
     model: Any = model_class.from_pretrained(
         folder,
         dtype=dtype_of(arguments),

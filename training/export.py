@@ -39,7 +39,7 @@ def export(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetM
         return None
     model: Any
     base, adapter = output / "base", output / "adapter"
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     model_class: Any = magnet_class_for(config)
     with whole_weights(trainer.args):
         if arguments.lora_r:

@@ -181,11 +181,13 @@ class Seq2Seq:
     def __init__(self, name: str, prefix: str, arguments: Namespace):
         self.prefix, self.max_token_ratio = prefix, arguments.max_token_ratio
         try:  # where these two packages are missing, transformers asks for others
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (ImportError, ValueError) as error:
             needed = "most such models need: pip install sentencepiece protobuf"
             raise ValueError(f"the tokenizer of {name} could not be read; {needed}") from error
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, dtype=getattr(torch, arguments.dtype))
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            name, dtype=getattr(torch, arguments.dtype), trust_remote_code=False
+        )
         self.model = model.to(arguments.device).eval()
         # Of the model's own settings the tokens alone: not its beams, least length or penalties.
         own, tokens = model.generation_config, ("decoder_start", "bos", "eos", "pad", "forced_bos")

@@ -48,7 +48,7 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetM
         else:  # where older versions of transformers have no loading info
             model, missing = load_magnet(place, **arguments), []
             if not any((Path(place) / name).exists() for name in HAS_TOKENIZER):
-                model.tokenizer = AutoTokenizer.from_pretrained(base)
+                model.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     if missing:
         raise ValueError(
             f"{place} lacks {len(missing)} of the model's weights ({missing[0]}, ...): it is no "

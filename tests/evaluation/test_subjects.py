@@ -1,8 +1,12 @@
 """Subjects: each against a loop over single sentences, and what a spec names."""
 
+import ast
+import io
 import json
 import shutil
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +23,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evaluation import inputs
-from evaluation.specs import resolve, window_of
+from evaluation import inputs, run
+from evaluation.specs import check_tokenizer, resolve, window_of
 from evaluation.subjects import BATCH_SIZE, load_subject
 from modeling_magnet import MagnetLlamaForCausalLM
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("modeling_magnet/cli", "training", "evaluation", "benchmarks", "examples")
 
 PROMPT = "Find its topic: "
 DEFAULT = "Given the sentence, find its representation: "
@@ -189,7 +196,10 @@ def test_an_encoder_by_hand(folders):
 
 
 def test_a_sentence_transformers_model(folders, tiny):
-    subject = load_subject(f"sentence-transformers:{folders / 'magnet'}")
+    spec = f"sentence-transformers:{folders / 'magnet'}"
+    with pytest.raises(ValueError, match="brings code of its own .*give --trust-remote-code"):
+        load_subject(spec)
+    subject = load_subject(spec, trust_remote_code=True)
     assert subject.model is None
     np.testing.assert_allclose(subject.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
     for prompt in ("", PROMPT):
@@ -204,7 +214,8 @@ def test_a_sentence_transformers_model(folders, tiny):
 def subjects(folders):
     specs = [f"{kind}:{folders / 'llama'}" for kind in LLAMA]
     specs += [f"magnet:{folders / 'magnet'}", f"encoder:{folders / 'bert'}"]
-    return [load_subject(s) for s in [*specs, f"sentence-transformers:{folders / 'magnet'}"]]
+    specs.append(f"sentence-transformers:{folders / 'magnet'}")
+    return [load_subject(spec, trust_remote_code=True) for spec in specs]
 
 
 def test_one_is_as_a_batch_in_the_order_given(subjects, capfd):
@@ -359,3 +370,63 @@ def test_errors_of_texts(subjects):
     encoder = next(s for s in subjects if s.name.startswith("encoder"))
     with pytest.raises(ValueError, match=r"the word '\\x01' of sentence 1 has no tokens"):
         encoder.encode_words([["one"], ["two", "\x01", "three"]])
+
+
+@pytest.fixture
+def own_code(folders, tmp_path):
+    """A model of sentence-transformers with a module of its own, and a file that it writes when run."""
+    SentenceTransformer(str(folders / "bert")).save(str(tmp_path / "st"))
+    path = tmp_path / "st" / "modules.json"
+    modules = json.loads(path.read_text())
+    modules[0]["type"] = "own.Reader"
+    path.write_text(json.dumps(modules))
+    ran = tmp_path / "ran"
+    (tmp_path / "st" / "own.py").write_text(
+        "from sentence_transformers.models import Transformer\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "class Reader(Transformer):\n    pass\n"
+    )
+    return tmp_path / "st", ran
+
+
+def test_a_folder_s_own_code_runs_only_where_it_is_trusted(own_code, data, tmp_path, capsys):
+    place, ran = own_code
+    words = ["--model", place, "--tasks", "sts", "--data", data, "--output", tmp_path / "results"]
+    assert run.main([str(word) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert f"{place} brings code of its own (own.Reader), which loading it would run" in error
+    assert "--trust-remote-code" in error and not ran.exists()
+    assert run.main([*map(str, words), "--trust-remote-code"]) == 0 and ran.exists()
+
+
+def test_a_tokenizer_s_own_code_is_not_asked_for(folders, tmp_path, monkeypatch):
+    """Standard input, where transformers would ask, is not read: the known tokenizer is taken."""
+    shutil.copytree(folders / "bert", tmp_path / "bert")
+    path = tmp_path / "bert" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    path.write_text(json.dumps(config))
+    (tmp_path / "bert" / "own.py").write_text("raise SystemExit('run')")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    spec = f"encoder:{tmp_path / 'bert'}"
+    check_tokenizer(resolve(spec))
+    found = load_subject(spec).encode(SENTENCES)
+    np.testing.assert_array_equal(
+        found, load_subject(f"encoder:{folders / 'bert'}").encode(SENTENCES)
+    )
+    assert sys.stdin.read() == "y\n" * 9
+
+
+def test_no_call_leaves_it_to_transformers_to_ask():
+    """Without a word about trust, transformers asks on standard input, where a user's texts may come."""
+    asks = []
+    for path in [p for name in PACKAGES for p in (ROOT / name).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            of = getattr(node.func.value, "id", "")
+            named = [word.arg for word in node.keywords]
+            loads = node.func.attr == "from_pretrained" and of.startswith("Auto")
+            if loads and "trust_remote_code" not in named:
+                asks.append(f"{path.relative_to(ROOT)}, line {node.lineno}")
+    assert not asks
