@@ -357,7 +357,7 @@ def written_box(label: str, visible: bool = True) -> gr.HighlightedText:
     )
 
 
-with gr.Blocks(title="Magnet") as demo:
+with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
     gr.Markdown(about())
     with gr.Tab("Similarity"):
         with gr.Row(equal_height=True):

@@ -38,6 +38,18 @@ TWO_BLANKS = "The ___ sat on the ___ all day."
 PROMPT = "The history of the steam engine"
 
 
+SPY = """
+import socket
+look_up = socket.getaddrinfo
+def noted(host, *args, **kwargs):
+    with open({0!r}, "a") as file:
+        print(host, file=file)
+    return look_up(host, *args, **kwargs)
+socket.getaddrinfo = noted
+"""
+"""Imported by the page's Python before all else: notes the hosts whose addresses are looked up."""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """The folder that the README makes of the page, the code and a model: a tiny one, on its base."""
@@ -63,11 +75,14 @@ def url(place):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    (place / "spy").mkdir()
+    (place / "spy" / "sitecustomize.py").write_text(SPY.format(str(place / "looked-up")))
+    settings = {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(place / "spy")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GRADIO_", "HF_HUB_"))}
     with (place / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, place / "app.py"], cwd=ROOT if CHOSEN else place,
-            env={**os.environ, **settings}, stdout=log, stderr=log,
+            env={**inherited, **settings}, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         up = False
@@ -280,6 +295,21 @@ def test_bad_input_is_said(page, name, label, text, button, message):
     page.get_by_label(label).fill(text)
     page.get_by_role("button", name=button).click()
     playwright.expect(page.get_by_test_id("toast-body")).to_contain_text(message)
+
+
+def test_neither_the_page_nor_its_server_asks_another_host(browser, url, place):
+    """No analytics, no fonts, no scripts from elsewhere; nobody sets a variable to have it so."""
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url)
+    for name, button in (("Similarity", "Compare"), ("Infilling", "Fill in")):
+        tab(page, name)
+        page.get_by_role("button", name=button).click()
+    page.wait_for_load_state("networkidle")
+    page.close()
+    assert len(asked) > 10
+    assert [to for to in asked if not to.startswith((url, "data:", "blob:"))] == []
+    assert set((place / "looked-up").read_text().split()) <= {"127.0.0.1", "localhost", "0.0.0.0"}
 
 
 def test_a_model_that_is_not_there(place, tmp_path):
