@@ -16,6 +16,7 @@ from .aside import written_aside  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import named_cache  # noqa: F401
+from .devices import inference_model  # noqa: F401
 from .encoding import EncodingMixin  # noqa: F401
 from .infilling import InfillingMixin  # noqa: F401
 from .masking import sliding_window  # noqa: F401

@@ -1,10 +1,10 @@
 """Sentence, token and word vectors (MAGNET, sections 3.2.2 and 4.1)."""
 
-import contextlib
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .checkpoint import CheckpointMixin
+from .checks import whole_number
+from .devices import chosen_devices, inference_model, input_device
 from .masking import CONTEXT, attention_arguments
 
 TOKENIZE_AT_ONCE = 4096
@@ -65,8 +67,8 @@ class EncodingMixin(CheckpointMixin):
                 tensors.
             convert_to_tensor: return one tensor, on the model's device (several devices: the
                 first).
-            device: where to encode. None: where the model is. A list of devices: copies of the
-                model on each share the work, in threads of this process.
+            device: where to encode: a copy of the model there, for this call. None: where the model
+                is. A list of devices: copies on each share the work, in threads of this process.
             normalize_embeddings: scale the vectors to length 1 (after `truncate_dim`).
             truncate_dim: keep this many leading dimensions.
             truncation: cut texts that are longer than the checkpoint's `max_length`, with a warning.
@@ -76,9 +78,9 @@ class EncodingMixin(CheckpointMixin):
             (hidden,) for one text, (texts, hidden) in the order given for a sequence; float32.
 
         Raises:
-            TypeError: `sentences` holds something that is no string.
-            ValueError: a text is too long, a prompt name is unknown, a choice is none of those
-                above, or the model returned NaN or infinity.
+            TypeError: `sentences` holds something that is no string, or a number is no whole number.
+            ValueError: a text is too long, a prompt name is unknown, a choice or a number is none of
+                those above, a device is not usable, or the model returned NaN or infinity.
 
         Example:
             >>> vectors = model.encode(["A cat sleeps.", "A dog runs."])
@@ -98,8 +100,8 @@ class EncodingMixin(CheckpointMixin):
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}: give one of {', '.join(PRECISIONS)}")
         hidden_size = self.config.hidden_size
-        if truncate_dim is not None and not 1 <= truncate_dim <= hidden_size:
-            raise ValueError(f"truncate_dim is {truncate_dim}: give 1 to {hidden_size}")
+        if truncate_dim is not None:
+            truncate_dim = whole_number("truncate_dim", truncate_dim, most=hidden_size)
         texts, single = _as_list(sentences)
         prompt_text = self.magnet_settings.prompt_text(prompt_name, prompt)
         token_ids = self._tokenize(
@@ -109,7 +111,7 @@ class EncodingMixin(CheckpointMixin):
         )
 
         def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
-            inputs = _pad([token_ids[i] for i in batch], model.device)
+            inputs = _pad([token_ids[i] for i in batch], input_device(model))
             return list(model.pool(**inputs).float().cpu())
 
         rows = self._map_batches(
@@ -130,7 +132,7 @@ class EncodingMixin(CheckpointMixin):
             vectors = vectors[0]
         if convert_to_tensor:
             first: Any = device[0] if isinstance(device, (list, tuple)) else device
-            return vectors.to(self.device if first is None else first)
+            return vectors.to(input_device(self) if first is None else first)
         if convert_to_numpy:
             return vectors.numpy()
         return vectors if single else list(vectors)
@@ -297,7 +299,7 @@ class EncodingMixin(CheckpointMixin):
             )
 
         def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
-            inputs = _pad([[start, *token_ids[i]] for i in batch], model.device)
+            inputs = _pad([[start, *token_ids[i]] for i in batch], input_device(model))
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
             hidden = model._span_states(ids, torch.full_like(ids, CONTEXT), mask)
             return [hidden[row, : len(token_ids[i])].float().cpu() for row, i in enumerate(batch)]
@@ -353,44 +355,41 @@ class EncodingMixin(CheckpointMixin):
         device,
     ) -> list[torch.Tensor]:
         """Run `vectors_of(model, indices)` over batches of similar length, on one device or many."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: give 1 or more")
-        devices = device if isinstance(device, (list, tuple)) else [device or self.device]
-        on_cpu = all(torch.device(name).type == "cpu" for name in devices)
+        batch_size = whole_number("batch_size", batch_size)
+        devices = chosen_devices(self, device)
+        on_cpu = all(device.type == "cpu" for device in devices)
         batches = _batches(lengths, batch_size, CPU_BATCH_TOKENS if on_cpu else None)
+        devices = devices[: max(1, len(batches))]
+        models = {device: inference_model(self, device) for device in dict.fromkeys(devices)}
         if show_progress_bar is None:
             show_progress_bar = logging.get_verbosity() <= logging.INFO
         bar = tqdm(total=len(lengths), desc="Encoding", unit="text", disable=not show_progress_bar)
         results: list[Any] = [None] * len(lengths)
 
-        def work(model, own_batches):
+        def work(model, own_batches: list[list[int]]) -> None:
             with torch.no_grad():
                 for batch in own_batches:
                     for i, vector in zip(batch, vectors_of(model, batch), strict=True):
                         results[i] = vector
                     bar.update(len(batch))
 
-        with bar, _evaluating(self):
-            if isinstance(device, (list, tuple)):
-                replicas = self._replicas(device, needed=len(batches))
-                with ThreadPoolExecutor(len(replicas)) as pool:
-                    shares = [batches[i :: len(replicas)] for i in range(len(replicas))]
-                    list(pool.map(work, replicas, shares))  # list() raises what a thread raised
-            else:
-                with _on_device(self, device):
-                    work(self, batches)
+        with bar:
+            _together(
+                partial(work, models[device], batches[i :: len(devices)])
+                for i, device in enumerate(devices)
+            )
         return results
 
-    def _replicas(self, devices: Sequence, needed: int) -> list:
-        if not devices:
-            raise ValueError("device is an empty list: name at least one device")
-        devices = devices[: max(1, needed)]
-        mine = torch.device(self.device)
-        replicas = []
-        for name in devices:
-            same = _resolved(name) == mine and self not in replicas
-            replicas.append(self if same else copy.deepcopy(self).to(name))
-        return replicas
+
+def _together(tasks: Iterable[Callable[[], None]]) -> None:
+    """Run tasks in threads, each of which sees the context of this one: its adapter may be off."""
+    first, *others = tasks
+    if not others:
+        return first()
+    with ThreadPoolExecutor(1 + len(others)) as pool:
+        jobs = [pool.submit(copy_context().run, task) for task in (first, *others)]
+        for job in jobs:
+            job.result()  # raises what its thread raised
 
 
 def _batches(lengths: list[int], batch_size: int, most_tokens: int | None) -> list[list[int]]:
@@ -465,33 +464,3 @@ def _quantize(vectors: torch.Tensor, precision: Any) -> torch.Tensor:
             f"precision={precision!r} needs sentence-transformers: pip install sentence-transformers"
         ) from error
     return torch.from_numpy(quantize_embeddings(vectors.numpy(), precision=precision))
-
-
-def _resolved(device) -> torch.device:
-    """`cuda` is `cuda:<current>`: only an index makes two devices comparable."""
-    return torch.empty(0, device=device).device
-
-
-@contextlib.contextmanager
-def _evaluating(model) -> Iterator[None]:
-    """Dropout off; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _on_device(model, device) -> Iterator[None]:
-    before = model.device
-    if device is None or _resolved(device) == before:
-        yield
-        return
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(before)

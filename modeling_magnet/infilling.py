@@ -17,7 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from .checks import whole_number
 from .compat import CACHE, CACHE_NAMES
-from .encoding import EncodingMixin, _evaluating
+from .devices import inference_model, input_device
+from .encoding import EncodingMixin
 from .masking import CONTEXT, attention_arguments, sliding_window
 
 CANDIDATE_LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -160,15 +161,16 @@ class InfillingMixin(EncodingMixin):
             raise ValueError(f"return_dict_in_generate needs one span_length for all, got {gaps}")
         if streamer is not None:
             arguments["streamer"] = _SpanStreamer(streamer)
-        with _evaluating(self), torch.no_grad():
+        model = inference_model(self)
+        with torch.no_grad():
             if self._share_a_decoding(rows, arguments):
-                output = self._decode(rows, max_new_tokens, arguments)
+                output = model._decode(rows, max_new_tokens, arguments)
             else:
                 for gap in gaps:
                     group = [row for row in rows if row.gap == gap]
-                    output = self._decode(group, max_new_tokens, arguments)
+                    output = model._decode(group, max_new_tokens, arguments)
             if ranked:
-                rows = self._best(rows)
+                rows = model._best(rows)
         returned = self._generation_value("num_return_sequences", arguments) or 1
         results: list[list[Any]] = [[None] * (len(text) - 1) for text in texts]
         for row in rows:
@@ -267,13 +269,13 @@ class InfillingMixin(EncodingMixin):
 
         def left_padded(values: list[list[int]]) -> torch.Tensor:
             rows = [[0] * (length - len(row)) + row for row in values]
-            return torch.tensor(rows, device=self.device)
+            return torch.tensor(rows, device=input_device(self))
 
         return {
             "input_ids": left_padded([ids for ids, _ in layouts]),
             "position_ids": left_padded([positions for _, positions in layouts]),
             "attention_mask": left_padded([[1] * len(ids) for ids, _ in layouts]),
-            "span_ids": torch.full((len(layouts), length), CONTEXT, device=self.device),
+            "span_ids": torch.full((len(layouts), length), CONTEXT, device=input_device(self)),
         }
 
     def _share_contexts(self, rows: list["_Row"], copies: int, arguments: dict) -> bool:
@@ -312,13 +314,16 @@ class InfillingMixin(EncodingMixin):
         )
         own = list(contexts)
         columns = torch.zeros(
-            len(rows), max(row.context for row in rows) - 1, dtype=torch.long, device=self.device
+            len(rows),
+            max(row.context for row in rows) - 1,
+            dtype=torch.long,
+            device=input_device(self),
         )  # (rows, length - 1)
         for n, row in enumerate(rows):
             pad = inputs["input_ids"].shape[1] - row.context
-            order = torch.tensor(row.order[:-1], device=self.device) + pad
+            order = torch.tensor(row.order[:-1], device=input_device(self)) + pad
             columns[n, columns.shape[1] - len(order) :] = order
-        sources = torch.tensor([own.index(row.shared) for row in rows], device=self.device)
+        sources = torch.tensor([own.index(row.shared) for row in rows], device=input_device(self))
         columns, sources = (t.repeat_interleave(copies, dim=0) for t in (columns, sources))
         for layer in cache.layers:
             for name in ("keys", "values"):
@@ -356,7 +361,7 @@ class InfillingMixin(EncodingMixin):
 
     def _mean_log_probability(self, texts: list[list[int]], firsts: list[int]) -> list[float]:
         """Of each text's tokens from `firsts` on, under plain causal attention."""
-        device = self.device
+        device = input_device(self)
         longest = max(map(len, texts))
         rows = [text + [0] * (longest - len(text)) for text in texts]
         mask = [[1] * len(text) + [0] * (longest - len(text)) for text in texts]

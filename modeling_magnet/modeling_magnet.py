@@ -25,6 +25,7 @@ from .aside import written_aside  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import cache_in, named_cache
+from .devices import inference_model  # noqa: F401
 from .encoding import EncodingMixin
 from .infilling import InfillingMixin
 from .masking import (

@@ -181,16 +181,6 @@ def test_word_vectors_are_means_over_the_word_s_tokens(tiny):
     assert both[0].shape == (len(SENTENCES[0].split()), 48)
 
 
-def test_training_mode_is_left_and_restored(tiny):
-    dropping = make_model(attention_dropout=0.5)
-    expected = dropping.encode(SENTENCES)
-    dropping.train()
-    dropping.model.layers[1].eval()
-    np.testing.assert_array_equal(dropping.encode(SENTENCES), expected)
-    assert dropping.training and dropping.model.layers[0].training
-    assert not dropping.model.layers[1].training
-
-
 def test_gradients_flow_through_pool_but_not_through_encode(tiny):
     batch = tiny.tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
     tiny.pool(batch["input_ids"], batch["attention_mask"]).sum().backward()
@@ -256,7 +246,13 @@ def test_texts_of_the_trained_length_are_read_without_a_word(tiny, recwarn):
         ({"sentences": "a", "precision": "int4"}, ValueError, "int4"),
         ({"sentences": "a", "output_value": "all"}, ValueError, "all"),
         ({"sentences": "a", "truncate_dim": 0}, ValueError, "1 to 48"),
-        ({"sentences": "a", "batch_size": 0}, ValueError, "batch_size"),
+        ({"sentences": "a", "truncate_dim": 49}, ValueError, "truncate_dim is 49: .* 1 to 48"),
+        ({"sentences": "a", "truncate_dim": 1.5}, TypeError, r"truncate_dim is 1.5 \(float\)"),
+        ({"sentences": "a", "truncate_dim": "2"}, TypeError, r"truncate_dim is '2' \(str\)"),
+        ({"sentences": "a", "batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"sentences": "a", "batch_size": 1.5}, TypeError, r"batch_size is 1.5 \(float\)"),
+        ({"sentences": "a", "batch_size": None}, TypeError, "batch_size is None"),
+        ({"sentences": "a", "batch_size": "3"}, TypeError, r"batch_size is '3' \(str\)"),
         ({"sentences": "a", "unknown": 1}, TypeError, "unknown"),
     ],
 )

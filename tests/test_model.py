@@ -143,25 +143,6 @@ def test_dtypes(tmp_path, tiny, dtype):
     assert logits.dtype == dtype
 
 
-SPLIT = {
-    "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
-    "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("device_map", [{"": "cpu"}, SPLIT], ids=["cpu", "disk"])
-def test_device_map(tmp_path, tiny, device_map):
-    tiny.save_pretrained(tmp_path / "m")
-    model = MagnetLlamaForCausalLM.from_pretrained(
-        tmp_path / "m", device_map=device_map, offload_folder=tmp_path / "offload"
-    )
-    assert torch.allclose(
-        torch.tensor(model.encode(SENTENCES)), torch.tensor(tiny.encode(SENTENCES))
-    )
-    arguments = {"prefix": "The old", "suffix": " boats", "span_length": 4}
-    assert model.infill(**arguments) == tiny.infill(**arguments)
-
-
 def test_quantised(tmp_path, tiny):
     """int8 weights by torchao, as transformers loads them; CI installs it for this test alone."""
     quantization = pytest.importorskip("torchao.quantization")

@@ -1,0 +1,84 @@
+"""Where a model computes, and in which state, without changing the model itself."""
+
+import copy
+from types import FunctionType
+from typing import Any
+
+import torch
+
+
+def usable_device(device: str | int | torch.device) -> torch.device:
+    """The device of a name: `cuda` is `cuda:<current>`, as only an index makes two comparable.
+
+    Args:
+        device: as torch takes it.
+
+    Raises:
+        ValueError: torch does not know it, this machine does not have it, or it holds no values.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:  # asserted: torch is built with CUDA
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"device is {device!r}, which is not usable here: {first}") from error
+    if found.type == "meta":
+        raise ValueError("device is 'meta', whose tensors hold no values: give one that computes")
+    return found
+
+
+def input_device(model) -> torch.device:
+    """Where a model takes its tokens; weights that accelerate has put elsewhere come there in turn."""
+    hook = getattr(model, "_hf_hook", None)
+    return model.device if hook is None else torch.device(hook.execution_device)
+
+
+def chosen_devices(model, device) -> list[torch.device]:
+    """The devices that `encode` is to use.
+
+    Args:
+        model: a MAGNET model.
+        device: a name, a list of names, or None: where the model is.
+
+    Raises:
+        ValueError: one is not usable, the list is empty, or accelerate has placed the weights.
+    """
+    names = device if isinstance(device, (list, tuple)) else [device]
+    if not names:
+        raise ValueError("device is an empty list: name at least one device")
+    here = input_device(model)
+    devices = [here if name is None else usable_device(name) for name in names]
+    if hasattr(model, "_hf_hook") and devices != [here]:
+        raise ValueError(
+            f"device is {device!r}, but the model was loaded with a device_map, by which accelerate "
+            "moves its weights: leave out device"
+        )
+    return devices
+
+
+def inference_model(model, device: torch.device | None = None) -> Any:
+    """The model in evaluation mode and on a device: itself if it is, else a copy for one call.
+
+    Dropout that is switched off, or weights that are moved, are so in every thread that uses the
+    model; and memory that runs out on the way leaves half of it moved. So the model itself stays as
+    it is. The copy shares all weights that need not move.
+
+    Args:
+        model: a MAGNET model.
+        device: of `chosen_devices`. None: where the model is.
+    """
+    moves = device is not None and device != input_device(model)
+    if not moves and not any(module.training for module in model.modules()):
+        return model
+    weights = [*model.parameters(), *model.buffers()]
+    with torch.no_grad():
+        shared = {id(weight): weight.to(device) if moves else weight for weight in weights}
+    shared[id(model._tokenizer)] = model._tokenizer
+    other = copy.deepcopy(model, shared)
+    for name in ("forward", "_compiled_call"):  # functions that were compiled for the model itself
+        if isinstance(vars(other).get(name), FunctionType):
+            delattr(other, name)
+    return other.eval()
