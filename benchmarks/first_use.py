@@ -19,7 +19,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .run import machine, write_json
+from evaluation.writing import write_json
+
+from .run import machine
 
 INSTALL = (
     "pip install -c constraints.txt torch\n"

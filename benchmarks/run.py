@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
+from evaluation.writing import write_json
 from modeling_magnet import __version__
 
 from . import encode, infill, large, startup, train
@@ -229,13 +230,6 @@ def text_of(records: dict[str, dict | None], rows: list[Row]) -> str:
         for way, reason in ((record or {}).get("found") or {}).get("left out", {}).items():
             lines.append(f"{name}: {way} is not measured: {reason}")
     return "\n".join(lines)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def main(command_line: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from . import run
 from .figures import Figure, table
 from .report import draw_lines, figures_of
+from .writing import write_text
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "ablations"
 TABLE_7 = ("mntp", "sscl", "mntp-msg", "sscl-msg", "all", "mtp")
@@ -92,7 +93,7 @@ def main(command_line: list[str] | None = None) -> int:
         name = "base" if place.name == "base" else place.parent.name
         columns.setdefault(name, {}).update(figures_of(record))
     text = table(columns)
-    (options.output / "ablations.md").write_text(f"{text}\n", encoding="utf-8")
+    write_text(options.output / "ablations.md", f"{text}\n")
     if curves := accuracy_curves(folders):
         panels, labels = {"held-out masked tokens": curves}, ("training step", "accuracy, %")
         draw_lines(options.output / "masked-tokens.png", panels, labels)

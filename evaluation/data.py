@@ -24,6 +24,7 @@ import datasets
 
 from .inputs import read_paragraphs, read_stories
 from .words import read_conll
+from .writing import write_text
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 CLUSTERING = (
@@ -118,7 +119,7 @@ def fetch_text(folder: Path) -> list[Path]:
     path = folder / "wikitext-103" / "wiki.test.tokens"
     if not path.exists():
         rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-103-v1", split="test")
-        _write(path, "".join(row["text"] or " \n" for row in rows))
+        write_text(path, "".join(row["text"] or " \n" for row in rows))
     return [path]
 
 
@@ -130,7 +131,7 @@ def fetch_words(folder: Path) -> list[Path]:
             found = datasets.load_dataset(
                 "eriktks/conll2003", revision="refs/convert/parquet", split=split
             )
-            _write(path, conll_text(found))
+            write_text(path, conll_text(found))
     return paths
 
 
@@ -146,13 +147,6 @@ def conll_text(rows: datasets.Dataset) -> str:
         lines = map(" ".join, zip(row["tokens"], *tags, strict=True))
         sentences.append("\n".join(lines) + "\n")
     return "\n".join(sentences)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 FETCHERS: dict[str, Callable[[Path], list[Path]]] = {"words": fetch_words, "text": fetch_text}

@@ -14,10 +14,8 @@ is part of the second one's first token, as tokenizers have it, and so is scored
 """
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -26,6 +24,7 @@ import numpy as np
 
 from .figures import Figure
 from .views import VIEWS, rows_of_view, token_losses
+from .writing import output_file, write_json
 
 LENGTH_BINS = (8, 16, 32, 64, 128)
 """Upper ends of the span lengths that are reported together, in tokens."""
@@ -213,7 +212,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--wikitext", help="text with a paragraph or heading a line")
     parser.add_argument("--limit", type=int, default=100, help="texts of each to use")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS, help="what to score")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
     if not options.roc and not options.wikitext:
         parser.error("nothing to measure on: give --roc, --wikitext or both")
@@ -234,7 +233,7 @@ def main(command_line: list[str] | None = None) -> None:
     if options.output:
         settings = {name: str(value) for name, value in vars(options).items()}
         content = {"settings": settings, "results": results}
-        options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(options.output, content)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ All are greedy calls of `model.infill`. Of text five consecutive sentences of a 
 """
 
 import argparse
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,6 +26,7 @@ from .inputs import add_model_arguments, load_model, read_stories
 from .judging import REFERENCE, Gap, checked, judge_infillings, parts_of, token_counts
 from .repetition import sentences
 from .views import Row, token_losses
+from .writing import output_file, write_json
 
 METHODS = ("known", "ranked", "ends", "ranked ends")
 LONGEST = 64
@@ -175,7 +174,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--judge", help="language model that reads the result, if not --model")
     parser.add_argument("--encoder", help="sentence-transformers model that judges similarity")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
     if not options.roc and not options.text:
         parser.error("nothing to infill: give --roc, --text or both")
@@ -210,9 +209,7 @@ def main(command_line: list[str] | None = None) -> None:
             ],
         }
     if options.output:
-        aside = options.output.with_name(options.output.name + ".partial")
-        aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        aside.replace(options.output)
+        write_json(options.output, content)
 
 
 if __name__ == "__main__":

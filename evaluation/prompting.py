@@ -19,7 +19,6 @@ around the whole of it fall away.
 """
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from .figures import Figure, table
 from .inputs import add_model_arguments, load_model, read_stories
 from .judging import JUDGEMENTS, REFERENCE, Gap, checked, judge_infillings, parts_of, token_counts
 from .repetition import _ids, continuations, sentences
+from .writing import output_file, write_json
 
 LINE_BY_LINE = (
     "You have a five-sentence story with some missing text.\n"
@@ -269,7 +269,9 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--judge", help="language model that judges the stories, if not --model")
     parser.add_argument("--encoder", help="sentence-transformers model that judges similarity")
     parser.add_argument("--show", type=int, default=0, help="stories to print with infillings")
-    parser.add_argument("--output", type=Path, help="JSON file to write, for evaluation.ratings")
+    parser.add_argument(
+        "--output", type=output_file, help="JSON file to write, for evaluation.ratings"
+    )
     options = parser.parse_args(command_line)
     encoder, start = None, options.start_token
     if options.encoder:
@@ -298,9 +300,7 @@ def main(command_line: list[str] | None = None) -> None:
             "figures": {name: figure._asdict() for name, figure in figures.items()},
             "details": {"infillings": infillings},
         }
-        aside = options.output.with_name(options.output.name + ".partial")
-        aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        aside.replace(options.output)
+        write_json(options.output, content)
 
 
 if __name__ == "__main__":

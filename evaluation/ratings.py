@@ -29,6 +29,8 @@ import numpy as np
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import cohen_kappa_score
 
+from modeling_magnet.aside import written_aside
+
 from .figures import Figure, table
 
 QUESTIONS = {"a_fits": ("yes", "no"), "b_fits": ("yes", "no"), "better": ("A", "B", "same")}
@@ -154,11 +156,9 @@ def write_sheet(rows: Sequence[dict[str, str]], key: Key, sheet: Path, key_path:
         sheet: text.getvalue().encode("utf-8-sig"),
         key_path: (json.dumps(key, indent=1, ensure_ascii=False) + "\n").encode(),
     }
-    asides = {path: path.with_name(path.name + ".partial") for path in contents}
-    for path, content in contents.items():
-        asides[path].write_bytes(content)
-    for path, aside in asides.items():
-        aside.replace(path)
+    with written_aside(sheet) as first, written_aside(key_path) as second:
+        first.write_bytes(contents[sheet])
+        second.write_bytes(contents[key_path])
 
 
 def read_ratings(paths: Sequence[str | Path], key: Key) -> dict[str, Answers]:

@@ -8,6 +8,7 @@ from .figures import Figure, table
 from .prompting import as_table
 from .specs import resolve
 from .tasks import TASKS, perplexity_ratio, spoken
+from .writing import write_text
 
 Columns = dict[str, dict[str, Figure]]
 
@@ -46,7 +47,7 @@ def write_report(
         lines = [f"- {f['model']}, {f['task']}: {f['error']}" for f in failures]
         parts.append("\n".join(["## Failed", "", *lines]))
     report = "\n\n".join(parts) + "\n"
-    (output / "report.md").write_text(report, encoding="utf-8")
+    write_text(output / "report.md", report)
     return report
 
 

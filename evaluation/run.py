@@ -32,6 +32,7 @@ from .report import write_report
 from .specs import check_code, check_tokenizer, resolve, weights_of, window_of
 from .subjects import Subject, load_subject
 from .tasks import SUITES, TASKS, Context, Result, Task
+from .writing import write_json
 
 LIBRARIES = ("torch", "transformers", "mteb", "lm_eval", "sentence-transformers", "seqeval")
 
@@ -271,14 +272,6 @@ def versions() -> dict[str, str]:
 def slug(spec: str) -> str:
     """A file name for a model."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in spec).strip("._") or "model"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def main(command_line: list[str] | None = None) -> int:

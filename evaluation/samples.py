@@ -9,7 +9,6 @@ drawn by the seed, from the second to the fourth.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from .inputs import add_model_arguments, load_model, read_stories
 from .judging import parts_of
 from .lengths import GREEDY
+from .writing import output_file, write_text
 
 
 def samples(model, stories: Sequence[Sequence[str]], seed: int = 0, progress: bool = True) -> str:
@@ -43,13 +43,13 @@ def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--stories", required=True, help="TSV, columns sentence1 to sentence5")
-    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    parser.add_argument("--output", type=output_file, help="Markdown file to write")
     options = parser.parse_args(command_line)
     model = load_model(options.model, options.start_token)
     text = samples(model, read_stories(options.stories), options.seed)
     print(text)
     if options.output:
-        options.output.write_text(f"{text}\n", encoding="utf-8")
+        write_text(options.output, f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from training.export import write_adapter
 from . import run
 from .figures import Figure, table
 from .report import draw_lines, figures_of
+from .writing import write_text
 
 Curves = dict[str, dict[str, list[tuple[float, Figure]]]]
 
@@ -78,7 +79,7 @@ def write_curves(output: Path, curves: Curves) -> str:
             for step, figure in sorted(points):
                 columns.setdefault(f"{run_name}, {step:g}", {})[name] = figure
     text = table(columns)
-    (output / "steps.md").write_text(f"{text}\n", encoding="utf-8")
+    write_text(output / "steps.md", f"{text}\n")
     panels = {name: lines for name, lines in curves.items() if "of the true text" not in name}
     panels = {name: lines for name, lines in panels.items() if max(map(len, lines.values())) > 1}
     if panels:

@@ -14,7 +14,6 @@ vectors of `encode_tokens`. It should be nearest to that of its own paragraph, n
 
 import argparse
 import itertools
-import json
 import math
 import re
 from collections import Counter
@@ -29,6 +28,7 @@ from training.sources import read_rows
 from .figures import Figure, table
 from .inputs import add_model_arguments, load_model
 from .views import Row, token_losses
+from .writing import output_file, write_json
 
 WINDOWS = (64, 128, 256, 512, 1024, 2048)
 """Tokens that are read, the start token among them; even numbers, so that all have one middle."""
@@ -184,7 +184,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument(
         "--windows", type=int, nargs="+", default=WINDOWS, help="tokens around the span"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
     model = load_model(options.model, options.start_token)
     texts = read_articles(options.text)
@@ -193,7 +193,7 @@ def main(command_line: list[str] | None = None) -> None:
     print(table({options.model: figures}))
     if options.output:
         content = {label: figure._asdict() for label, figure in figures.items()}
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.output, content)
 
 
 if __name__ == "__main__":

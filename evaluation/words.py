@@ -9,7 +9,6 @@ outside of entities adds: compare them with `accuracy`, not with the span F1 of 
 """
 
 import argparse
-import json
 import time
 import warnings
 from collections import Counter
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 from modeling_magnet import load_magnet
 
 from .figures import Figure, table
+from .writing import output_file, write_json
 
 TASKS = ("chunk", "ner", "pos")
 ENCODE_AT_ONCE = 512
@@ -259,14 +259,12 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--limit-test", type=int, help="use so many test sentences")
     parser.add_argument("--steps", type=int, default=4000, help="of training a classifier")
     parser.add_argument("--seed", type=int, default=0, help="of classifiers and intervals")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
     began = time.perf_counter()
     for name in ("limit_train", "limit_test", "steps"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: give 1 or more")
-    if (output := options.output) and (output.is_dir() or not output.parent.is_dir()):
-        parser.error(f"--output is {output}: give a file in a folder that exists")
     for path in (options.train, options.test):
         read_conll(path)  # a bad file is said before the model loads
     model = load_magnet(options.model)
@@ -278,11 +276,9 @@ def main(command_line: list[str] | None = None) -> None:
     seconds = round(time.perf_counter() - began, 1)
     print(table({options.model: named(results)}))
     print(f"\nn: test sentences; {options.steps} steps, seed {options.seed}, {seconds} s")
-    if output:
+    if output := options.output:
         content = vars(options) | {"output": str(output), "seconds": seconds, "results": results}
-        aside = output.with_name(output.name + ".partial")
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        aside.replace(output)
+        write_json(output, content)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from transformers import AutoModel
 from evaluation.causal import measure_causal
 from evaluation.infilling import Example, infilling_scores, perplexity_table
 from evaluation.inputs import draw_spans, tokenize_rows
+from evaluation.writing import write_text
 from training.sources import read_rows
 
 DATA = Path(__file__).parent / "data"
@@ -95,9 +96,7 @@ def main() -> None:
     results = {"figures": measure(model, arguments.sts), "examples": show(model)}
     text = json.dumps(results, indent=2, ensure_ascii=False)
     if arguments.results:
-        aside = Path(arguments.results + ".partial")
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(arguments.results)
+        write_text(Path(arguments.results), text + "\n")
     else:
         print(text)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from evaluation.writing import write_json
 from modeling_magnet import load_magnet
 from training.base import load_base, prepare_base
 from training.data import first_texts
@@ -88,7 +89,7 @@ def claim(output: Path, chosen: argparse.Namespace) -> None:
                 f"{output} holds a run with other options ({theirs}): give another --output"
             )
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine), encoding="utf-8")
+    write_json(path, mine)
 
 
 def stage(name: str, seconds: dict[str, float], began: float) -> float:
@@ -140,11 +141,13 @@ def main() -> None:
         print(f"1. Load and measure the base model {arguments[0].model}", flush=True)
         if not files["as_it_comes"].exists():
             base = load_base(arguments[0].model).eval()
-            write(files["as_it_comes"], {"figures": measure(base, chosen.sts)})
+            write_json(files["as_it_comes"], {"figures": measure(base, chosen.sts)})
         prepare_base(arguments[0], first_texts(arguments[1], 160), output / "base")
         if not files["before"].exists():
             base = load_magnet(output / "base").eval()
-            write(files["before"], {"figures": measure(base, chosen.sts), "examples": show(base)})
+            write_json(
+                files["before"], {"figures": measure(base, chosen.sts), "examples": show(base)}
+            )
         began = stage("base model measured", seconds, began)
     if not adapted:
         print(f"2. Adapt it in {arguments[2].max_steps} steps: mntp, msg and sscl are the losses")
@@ -162,7 +165,7 @@ def main() -> None:
             print(f"4. Measure the released checkpoint, {RELEASED.relative_to(ROOT)}", flush=True)
             model = load_magnet(RELEASED).eval()
             content = {"figures": measure(model, chosen.sts), "examples": show(model)}
-            write(files["released"], content)
+            write_json(files["released"], content)
             began = stage("released checkpoint measured", seconds, began)
 
     results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
@@ -171,13 +174,6 @@ def main() -> None:
     print(f"\nThe adapted model: {folder}   (LoRA adapter alone: {output / 'adapter'})")
     if seconds:
         print(f"Took {sum(seconds.values()):.0f} s.")
-
-
-def write(path: Path, content: dict) -> None:
-    """Write JSON, whole or not at all."""
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Run again after a kill and it goes on behind the last finished shard; the result
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -24,6 +23,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+
+from modeling_magnet.aside import written_aside
+from modeling_magnet.locking import alone_in
 
 from .sources import read_rows
 
@@ -104,6 +106,7 @@ def make_pairs(arguments: Namespace) -> tuple[list[dict[str, Any]], Counter]:
     Raises:
         FileExistsError: the output is there already.
         ValueError: no sentence is long enough, no pair was kept, or other options made the shards.
+        BlockingIOError: another process makes these pairs.
         OSError: a file could not be written.
     """
     options = {k: v for k, v in vars(arguments).items() if k not in ("input", "output", "show")}
@@ -125,7 +128,8 @@ def make_pairs(arguments: Namespace) -> tuple[list[dict[str, Any]], Counter]:
     common = {word for word, _ in words.most_common(100)}  # function words, which tell a language
     models: list[Seq2Seq] = []
     pairs = []
-    with tqdm(total=len(sentences), initial=done, unit="sentence") as bar:
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder), tqdm(total=len(sentences), initial=done, unit="sentence") as bar:
         for number, (shard, path) in enumerate(zip(shards, paths, strict=True)):
             digest = hashlib.sha256(json.dumps(shard, default=str).encode()).hexdigest()
             made_of = options | {"sentences": digest}
@@ -308,16 +312,10 @@ def is_closed(text: str) -> bool:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with written_aside(path) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         advice = "finished shards are kept, so make room and run the same command again"
         raise OSError(error.errno, f"{error.strerror}: {path} ({advice})") from error
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from modeling_magnet.aside import written_aside
+
 from .arguments import OBJECTIVES, Arguments
 from .trainer import MagnetTrainer
 
@@ -47,9 +49,11 @@ def write_report(log_history: list[dict], folder: str | Path, details: dict) -> 
     ]
     table = "\n".join(lines)
     told = "\n".join(f"- {name}: {value}" for name, value in details.items())
-    (folder / "results.md").write_text(f"{table}\n\n{told}\n", encoding="utf-8")
+    with written_aside(folder / "results.md") as aside:
+        aside.write_text(f"{table}\n\n{told}\n", encoding="utf-8")
     content = {"details": details, "curves": curves}
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with written_aside(folder / "results.json") as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if curves:
         draw_curves(curves, folder / "curves.png")
     return table

@@ -1,5 +1,6 @@
 """What lets a run be killed at any moment: whose a folder is, and which checkpoint is whole."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -9,6 +10,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from modeling_magnet.aside import written_aside
+from modeling_magnet.locking import alone_in
 
 from .arguments import Arguments
 
@@ -22,6 +24,14 @@ FREE = (
 """Settings that a resumed run may have otherwise than it began: they change no result."""
 
 
+def one_run_in(output: Path, arguments: Arguments) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs out of a run's folder, which all processes of this one share."""
+    if arguments[2].process_index:
+        return contextlib.nullcontext()
+    output.mkdir(parents=True, exist_ok=True)
+    return alone_in(output)
+
+
 def claim(output: Path, arguments: Arguments) -> None:
     """Note the run's settings in its folder; refuse a folder that was begun with others."""
     model, data, args = arguments
@@ -31,7 +41,13 @@ def claim(output: Path, arguments: Arguments) -> None:
     mine = json.loads(json.dumps(mine, default=str, sort_keys=True))
     path = output / "run.json"
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}), so nothing says which run {output} holds: give another "
+                "output_dir, or delete that one"
+            ) from error
         changed = [
             f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}"
             for k in sorted(mine.keys() | theirs.keys())
@@ -43,7 +59,6 @@ def claim(output: Path, arguments: Arguments) -> None:
                 "output_dir, or delete that one"
             )
         return
-    output.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
         aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 

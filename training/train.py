@@ -7,7 +7,8 @@
 
 Of several configs, later ones win. Writes under `output_dir`: `base/` (the base as a MAGNET folder),
 `adapter/` (LoRA only), `model/` (the merged MAGNET folder), results and curves, and the run's
-checkpoints. Run again after a kill and it goes on from the last complete checkpoint.
+checkpoints. Run again after a kill, it resumes from the last complete checkpoint. Two runs in one
+`output_dir` at a time are refused.
 """
 
 import logging
@@ -24,7 +25,7 @@ from .arguments import Arguments, DataArguments, MagnetTrainingArguments, ModelA
 from .card import write_card
 from .export import export, push
 from .report import details_of, write_report
-from .resume import claim, last_complete_checkpoint
+from .resume import claim, last_complete_checkpoint, one_run_in
 from .setup import check_arguments, make_trainer
 
 
@@ -75,10 +76,16 @@ def train(arguments: Arguments) -> MagnetMixin | None:
 
     Raises:
         ValueError: `output_dir` holds a run with other settings, or an argument does not fit.
+        BlockingIOError: another run is going on in `output_dir`.
     """
+    check_arguments(arguments)
+    with one_run_in(Path(arguments[2].output_dir), arguments):
+        return _train(arguments)
+
+
+def _train(arguments: Arguments) -> MagnetMixin | None:
     model_arguments, _, args = arguments
     output = Path(args.output_dir)
-    check_arguments(arguments)
     with args.main_process_first(local=False, desc="the run's folder"):
         claim(output, arguments)
     trainer = make_trainer(arguments)

@@ -17,6 +17,8 @@ from pathlib import Path
 from sacremoses import MosesTokenizer
 from tqdm import tqdm
 
+from modeling_magnet.aside import written_aside
+
 from .sources import Row, read_rows
 
 UNKNOWN = "<unk>"
@@ -78,11 +80,9 @@ def main(command_line: list[str] | None = None) -> None:
     found = read_rows(options.input, columns, keys=keys, counts=Counter())
     rows = list(islice(found, options.limit))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    aside = options.output.with_name(options.output.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
+    with written_aside(options.output) as aside, aside.open("w", encoding="utf-8") as file:
         for row in convert(rows, options.column, options.rare):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    aside.replace(options.output)
     print(f"wrote {len(rows):,} texts to {options.output}")
 
 

@@ -1,6 +1,7 @@
 """`magnet encode`: texts of any number to vectors, in constant memory."""
 
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, dropwhile, islice
@@ -9,10 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..locking import alone_in
 from .loading import fingerprint
 from .options import OF_TEXTS, Encoding
 from .reading import Row, batches, count_rows, identify, read_texts
-from .writing import FORMATS, JsonlFile, ShardFolder, Skipped, whole_file
+from .writing import FORMATS, SKIPPED, JsonlFile, ShardFolder, Skipped, whole_file
 
 BATCHES_AT_ONCE = 32
 """Texts of so many batches are held in memory, and sorted by length among themselves."""
@@ -58,7 +60,7 @@ class Encoder:
 
     def identity(self) -> dict[str, Any]:
         """What decides the vectors. `batch_size` changes their last digits only, and whether long
-        texts are cut or refused none that is there.
+        texts are cut or refused changes no vector.
         """
         names = ("unit", "normalize", "truncate_dim", "precision", "column", "keep_text")
         settings = {name: getattr(self.encoding, name) for name in names}
@@ -109,7 +111,7 @@ class Encoder:
 def encode_to_file(
     encoder: Encoder, inputs: Sequence[str], path: Path | None, format: str
 ) -> tuple[int, Skipped]:
-    """Encode all rows into one file, which is there when complete, or to standard output.
+    """Encode all rows into one file, which takes its place when complete, or to standard output.
 
     Args:
         encoder: what encodes.
@@ -124,20 +126,22 @@ def encode_to_file(
         ValueError: of `Encoder`, or because no row could be used.
     """
     keep_text = encoder.encoding.keep_text
-    listed = path.with_name(f"{path.name}.skipped.jsonl") if path and format == "npy" else None
-    skipped = Skipped(listed)
     if path is None:
-        return _encode_all(
-            encoder, inputs, JsonlFile(sys.stdout.buffer, keep_text), skipped
-        ), skipped
-    with whole_file(path) as file:
-        return _encode_all(encoder, inputs, FORMATS[format](file, keep_text), skipped), skipped
+        skipped = Skipped()
+        lines = JsonlFile(sys.stdout.buffer, keep_text)
+        return _encode_all(encoder, inputs, lines, skipped), skipped
+    with tempfile.TemporaryDirectory() as scratch, whole_file(path) as file:
+        skipped = Skipped(Path(scratch) / SKIPPED if format == "npy" else None)
+        done = _encode_all(encoder, inputs, FORMATS[format](file, keep_text), skipped)
+        if format == "npy":
+            skipped.put(path.with_name(f"{path.name}.{SKIPPED}"))
+    return done, skipped
 
 
 def encode_to_shards(
     encoder: Encoder, inputs: Sequence[str], path: Path, format: str, shard_size: int
 ) -> ShardFolder:
-    """Encode all rows into a folder of shards, going on behind those that are finished.
+    """Encode all rows into a folder of shards, after those that are finished.
 
     Args:
         encoder, inputs, format: as in `encode_to_file`.
@@ -145,9 +149,18 @@ def encode_to_shards(
         shard_size: rows in a shard.
 
     Raises:
+        BlockingIOError: another process writes to the folder.
         ValueError: of `ShardFolder` and `Encoder`. What stays is then said on standard error, as at
             a full disk and at Ctrl-C.
     """
+    path.mkdir(parents=True, exist_ok=True)
+    with alone_in(path):
+        return _encode_to_shards(encoder, inputs, path, format, shard_size)
+
+
+def _encode_to_shards(
+    encoder: Encoder, inputs: Sequence[str], path: Path, format: str, shard_size: int
+) -> ShardFolder:
     settings = {**encoder.identity(), "format": format, "shard_size": shard_size}
     keep_text = encoder.encoding.keep_text
     folder = ShardFolder(path, format, keep_text, settings, identify(inputs))

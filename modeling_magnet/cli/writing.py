@@ -1,7 +1,9 @@
-"""Vectors as .npy, .parquet or .jsonl: one file, or a folder of shards that a rerun goes on behind."""
+"""Vectors as .npy, .parquet or .jsonl: one file, or a folder of shards where a rerun resumes."""
 
 import contextlib
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -115,9 +117,14 @@ def json_line(content: dict[str, Any]) -> bytes:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is there when all of it was written, and else is as it was before."""
+    """A file that takes its place when all of it is written; until then, an older one stays."""
     with written_aside(path) as aside, open(aside, "wb") as file:
         yield file
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file for `open`, but not where a symbolic link leads."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 class Skipped:
@@ -134,7 +141,7 @@ class Skipped:
         self.count = keep
         self.reported = 0
         if path is not None and path.exists():
-            with open(path, "r+b") as file:
+            with open(path, "r+b", opener=_no_link) as file:
                 for _ in range(keep):
                     file.readline()
                 file.truncate(file.tell())
@@ -150,7 +157,7 @@ class Skipped:
                 self.add(row, row.fault)
 
     def add(self, row: Row, fault: str) -> None:
-        """Report a row and go on."""
+        """Report a row."""
         self.count += 1
         self.reported += 1
         if self.reported <= REPORTED:
@@ -159,8 +166,16 @@ class Skipped:
             tqdm.write("further skipped lines are counted only", file=sys.stderr)
         if self.path is not None:
             line = {"index": row.index, "file": row.file, "line": row.line, "fault": fault}
-            with open(self.path, "ab") as file:
+            with open(self.path, "ab", opener=_no_link) as file:
                 file.write(json_line(line))
+
+    def put(self, path: Path) -> None:
+        """Copy the list into place; where nothing was skipped, an older one goes."""
+        if self.count and self.path is not None:
+            with written_aside(path) as aside:
+                shutil.copyfile(self.path, aside)
+        else:
+            path.unlink(missing_ok=True)
 
     def require_some(self, done: int) -> None:
         """Raise ValueError where all rows were skipped: that is no result."""
@@ -179,19 +194,19 @@ class Refused(Skipped):
 class ShardFolder:
     """A folder of shards, each written whole or not at all, and a manifest of the finished ones.
 
-    A folder that was begun with the same settings and the same input is gone on with behind its last
+    A folder that was begun with the same settings and the same input is continued after its last
     finished shard.
 
     Args:
-        path: the folder.
+        path: the folder, which exists and is this process's alone.
         format: a key of `FORMATS`.
         keep_text: whether shards hold the texts.
         settings: what decides the vectors and how they are written.
         inputs: of `identify`.
 
     Raises:
-        ValueError: the folder was begun with other settings or another input, or holds other files.
-        FileExistsError: `path` is a file.
+        ValueError: the folder was begun with other settings or another input, or holds other files;
+            or what it says of itself is damaged.
     """
 
     def __init__(
@@ -212,17 +227,11 @@ class ShardFolder:
             "skipped": 0,
             "shards": [],
         }
-        if path.exists() and not path.is_dir():
-            raise FileExistsError(
-                f"{path} is a file without an ending that is known: give a folder, or a name in "
-                f"{', '.join(f'.{name}' for name in FORMATS)}"
-            )
         if (path / MANIFEST).exists():
-            self._go_on()
-        elif path.exists() and any(path.iterdir()):
+            self._resume()
+        elif any(not file.name.startswith(".magnet") for file in path.iterdir()):
             raise ValueError(f"{path} holds files but no {MANIFEST}: give a new folder")
         else:
-            path.mkdir(parents=True, exist_ok=True)
             self._write_manifest()
         self.skipped = Skipped(path / SKIPPED, keep=self.manifest["skipped"])
 
@@ -264,15 +273,36 @@ class ShardFolder:
         """What there is after a stop, for its message."""
         return (
             f"{len(self.manifest['shards'])} finished shards with {self.rows} rows stay in "
-            f"{self.path}, and the same command goes on behind them"
+            f"{self.path}, and the same command resumes after them"
         )
 
-    def _go_on(self) -> None:
-        found = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.path / MANIFEST
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for name, value in self.manifest.items():
+                if name != "inputs" and not isinstance(found[name], type(value)):
+                    raise ValueError(f"{name} is {found[name]!r:.40}")
+            names = [shard["file"] for shard in found["shards"] if shard["next_index"] >= 0]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}: {error}), so nothing says which shards are "
+                f"whole: delete {self.path}, or give a new folder"
+            ) from error
+        gone = [name for name in names if not (self.path / name).is_file()]
+        if gone:
+            raise ValueError(
+                f"{path} lists {', '.join(gone[:3])}, which {self.path} does not hold: delete it, or "
+                "give a new folder"
+            )
+        return found
+
+    def _resume(self) -> None:
+        found = self._read_manifest()
         if self.manifest["inputs"] is None:
             raise ValueError(
-                f"{self.path} is begun already, and standard input cannot be gone on with: give "
-                "files, or a new folder"
+                f"{self.path} is begun already, and standard input cannot be read again: give files, "
+                "or a new folder"
             )
         other = [
             f"{name} was {found['settings'].get(name)!r} and is {value!r}"
@@ -297,7 +327,7 @@ class ShardFolder:
 
 
 class Shard:
-    """A shard in work."""
+    """A shard that is being written."""
 
     def __init__(self, file: Any):
         self.file = file

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from tiny import SENTENCES
 
 from modeling_magnet.cli import vectors
+from modeling_magnet.locking import LOCK, alone_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,7 +112,7 @@ def test_shards_hold_the_rows_in_order(magnet, folder, model, many, tmp_path, fo
 def test_killed_in_the_middle_and_run_again_it_is_as_if_never_killed(
     magnet, folder, many, tmp_path
 ):
-    """Byte for byte, in a real process; the second run goes on in place of beginning anew."""
+    """Byte for byte, in a real process; the second run resumes, and does not begin anew."""
     options = ["--shard-size", 25, "--batch-size", 4]
     magnet("encode", folder, many, "-o", tmp_path / "whole", *options)
     out = tmp_path / "out"
@@ -135,7 +137,7 @@ def test_ctrl_c_leaves_the_finished_shards(magnet, folder, many, tmp_path):
     process.send_signal(signal.SIGINT)
     error = process.communicate()[1]
     assert process.returncode == 130
-    assert "finished shards with" in error and "the same command goes on behind them" in error
+    assert "finished shards with" in error and "the same command resumes after them" in error
     assert error.endswith("magnet: stopped\n") and "Traceback" not in error
     assert not list(out.glob(".*"))
     manifest = json.loads((out / "manifest.json").read_text())
@@ -147,7 +149,7 @@ def test_ctrl_c_leaves_the_finished_shards(magnet, folder, many, tmp_path):
 def test_a_full_disk_leaves_the_finished_shards(
     magnet, folder, many, tmp_path, monkeypatch, format
 ):
-    """Every write behind a file's first 200 kB fails; the fourth shard is the first so large."""
+    """Every write after a file's first 200 kB fails; the fourth shard is the first so large."""
     out = tmp_path / "out"
     options = ["--shard-size", 60, "--format", format]
     magnet("encode", folder, many, "-o", tmp_path / "whole", *options)
@@ -226,7 +228,7 @@ def test_other_settings_and_other_input_are_refused(magnet, folder, many, texts,
     result = magnet("encode", folder, texts, "-o", out, *options, code=2)
     assert "was begun with another input, or it changed since" in result.stderr
     result = magnet("encode", folder, "-", "-o", out, *options, stdin="a\n", code=2)
-    assert "standard input cannot be gone on with" in result.stderr
+    assert "standard input cannot be read again" in result.stderr
     assert files(out) == before
     magnet("encode", folder, many, "-o", out, *options, "--batch-size", 5, "--truncation")
     os.utime(many, (1, 1))
@@ -245,3 +247,76 @@ def test_folders_that_are_none(magnet, folder, texts, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
     magnet("encode", folder, texts, "-o", f"{tmp_path}/new/v1.0/")
     assert (tmp_path / "new" / "v1.0" / "manifest.json").exists()
+
+
+def test_one_process_at_a_time_writes_to_a_folder(
+    magnet, folder, many, texts, tmp_path, stopped, monkeypatch
+):
+    """The second one is told who the first is, and touches nothing; a dead one's lock is none."""
+    out = tmp_path / "out"
+    options = ["--shard-size", 60]
+    magnet("encode", folder, many, "-o", tmp_path / "whole", *options)
+    stopped("encode", folder, many, "-o", out, *options, after=2)
+    before = files(out)
+    with alone_in(out):
+        result = magnet("encode", folder, many, "-o", out, *options, code=2)
+        assert (
+            f"{out} is in use by process {os.getpid()} on {socket.gethostname()}" in result.stderr
+        )
+        assert "wait until that is done, or give another folder" in result.stderr
+        assert {name: content for name, content in files(out).items() if name != LOCK} == before
+    (out / LOCK).write_text("process 1 on elsewhere")  # what a killed process leaves
+    magnet("encode", folder, many, "-o", out, *options)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_no_planted_link_is_followed(magnet, folder, many, tmp_path, stopped):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    stopped("encode", folder, many, "-o", out, "--shard-size", 60, after=2)
+    mine.write_text("mine")
+    (out / ".part-00002.npy.partial").symlink_to(mine)
+    (out / "part-00002.npy").symlink_to(mine)
+    magnet("encode", folder, many, "-o", out, "--shard-size", 60)
+    assert mine.read_text() == "mine" and not (out / "part-00002.npy").is_symlink()
+    for place, name in ((tmp_path / "a", "skipped.jsonl"), (tmp_path / "b", LOCK)):
+        stopped("encode", folder, many, "-o", place, "--shard-size", 60, after=2)
+        (place / name).unlink(missing_ok=True)
+        (place / name).symlink_to(mine)
+        result = magnet("encode", folder, many, "-o", place, "--shard-size", 60, code=2)
+        assert "symbolic link" in result.stderr and mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "is damaged (JSONDecodeError: "),
+        (lambda text: "", "is damaged (JSONDecodeError: "),
+        (lambda text: "[]", "is damaged (TypeError: "),
+        (lambda text: "{}", "is damaged (KeyError: 'magnet_version')"),
+        (lambda text: text.replace('"settings": {', '"settings": 5, "x": {'), "settings is 5"),
+        (
+            lambda text: text.replace('"next_index"', '"next"'),
+            "is damaged (KeyError: 'next_index')",
+        ),
+        (lambda text: text.replace("part-00001", "part-00009"), "lists part-00009.npy, which"),
+    ],
+)
+def test_a_damaged_manifest_is_said(magnet, folder, many, tmp_path, stopped, damage, message):
+    out = tmp_path / "out"
+    stopped("encode", folder, many, "-o", out, "--shard-size", 60, after=2)
+    path = out / "manifest.json"
+    path.write_text(damage(path.read_text()))
+    before = files(out)
+    result = magnet("encode", folder, many, "-o", out, "--shard-size", 60, code=2)
+    assert f"{path} " in result.stderr and message in result.stderr
+    assert "give a new folder" in result.stderr and files(out) == before
+
+
+def test_an_older_list_of_skipped_rows_stays_with_its_vectors(magnet, folder, many, tmp_path):
+    out, listed = tmp_path / "v.npy", tmp_path / "v.npy.skipped.jsonl"
+    magnet("encode", folder, many, "-o", out)
+    before = files(tmp_path)
+    assert len(listed.read_text().splitlines()) == 4
+    many.write_text(many.read_text().replace("broken", '{"text": "' + "long " * 300 + '"}', 1))
+    magnet("encode", folder, many, "-o", out, code=2)
+    assert files(tmp_path) == before | {many.name: many.read_bytes()}

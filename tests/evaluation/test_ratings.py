@@ -330,5 +330,4 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
     monkeypatch.setattr(ratings.Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         write_sheet(rows, key, tmp_path / "s.csv", tmp_path / "k.json")
-    assert written == ["s.csv.partial", "k.json.partial"]
-    assert [path.name for path in tmp_path.iterdir()] == ["s.csv.partial"]
+    assert len(written) == 2 and not list(tmp_path.iterdir())

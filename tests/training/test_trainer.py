@@ -20,6 +20,7 @@ from tiny import SENTENCES, SLIDING, make_model
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from modeling_magnet.locking import alone_in
 from training.base import load_base
 from training.collator import IGNORE
 from training.export import export
@@ -301,6 +302,21 @@ def test_another_run_s_folder_is_refused(run, corpus):
     train(run(objective_schedule=[{"steps": 1, "mntp": 1}]))
     with pytest.raises(ValueError, match="learning_rate was 0.005, is 0.1"):
         train(run(objective_schedule=[{"steps": 1, "mntp": 1}], learning_rate=0.1))
+
+
+def test_two_runs_at_a_time_do_not_share_a_folder(run, corpus):
+    """The second is told who is in there before it writes; the lock goes with its process."""
+    arguments, out = run(), corpus / "out"
+    out.mkdir()
+    with (
+        alone_in(out),
+        pytest.raises(BlockingIOError, match=f"out is in use by process {os.getpid()} on"),
+    ):
+        train(arguments)
+    assert not list(out.iterdir())
+    (out / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json is damaged .*give another output_dir"):
+        train(arguments)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(run):

@@ -1,0 +1,32 @@
+"""Files of results: written whole or not at all, into folders that exist before anything is measured."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from modeling_magnet.aside import written_aside
+
+
+def output_file(name: str) -> Path:
+    """The type of an argument `--output`: a file in a folder that exists.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a folder, or in none that exists.
+    """
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{name}: give a file in a folder that exists")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, and its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, and its folder if need be."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
