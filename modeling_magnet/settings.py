@@ -23,19 +23,22 @@ PAPER_PROMPTS = {
 def longest_alike(config: PreTrainedConfig) -> int | None:
     """How many positions the model treats alike, so that a text can be read in another order.
 
-    Sliding-window layers do so within their window. LongRoPE (Phi-3) turns all positions by other
-    angles once one of them is over `original_max_position_embeddings`: infilling would decode a span
-    under other angles than it read the context, and a text's vector depend on its batch.
+    Sliding-window layers do so within their window. LongRoPE (Phi-3) and dynamic RoPE turn all
+    positions by other angles once one of them is over a limit: infilling would decode a span under
+    other angles than it read the context, and a text's vector depend on its batch.
 
     Returns:
         None: all positions.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    longrope = rope.get("rope_type") == "longrope"
-    limits = [
-        sliding_window(config),
-        rope.get("original_max_position_embeddings") if longrope else None,
-    ]
+    limits = [sliding_window(config)]
+    for one in [rope] if "rope_type" in rope else rope.values():  # Gemma 3: one a kind of layer
+        if one["rope_type"] == "longrope":
+            limits.append(one["original_max_position_embeddings"])
+        elif (
+            one["rope_type"] == "dynamic"
+        ):  # at the limit itself it keeps the last longer text's angles
+            limits.append(config.max_position_embeddings - 1)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -107,7 +110,7 @@ class MagnetSettings:
         given.setdefault("max_length", positions if alike is None else min(positions, alike))
         if alike is not None and given["max_length"] > alike:
             raise ValueError(
-                f"max_length is {given['max_length']}, but the model's sliding window or LongRoPE treats "
+                f"max_length is {given['max_length']}, but the model's sliding window or RoPE treats "
                 f"{alike} positions alike: set max_length in config.magnet to at most that"
             )
         if given["end_token_id"] is None:

@@ -185,6 +185,23 @@ def test_longrope_keeps_encoding_and_infilling_below_its_switch():
     assert output.sequences.tolist() == [expected]
 
 
+def test_dynamic_rope_keeps_a_vector_from_depending_on_other_texts():
+    """Beyond `max_position_embeddings` the longest text of a batch sets the angles of all."""
+    model = make_model(
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+        max_position_embeddings=40,
+    )
+    assert model.magnet_settings.max_length == 39
+    with pytest.warns(UserWarning, match="cut"):
+        alone = model.encode(LONG, truncation=True)
+    model.generate(tokens(30), max_new_tokens=30, do_sample=False)  # leaves other angles behind
+    with pytest.warns(UserWarning, match="cut"):
+        assert abs(model.encode(LONG, truncation=True) - alone).max() < 1e-5
+    model.config.magnet = {"max_length": 40}
+    with pytest.raises(ValueError, match="max_length is 40, .* treats 39 positions alike"):
+        model.encode(LONG)
+
+
 @pytest.mark.skipif(
     "next_sequence_length" not in getsource(Phi3ForCausalLM.prepare_inputs_for_generation),
     reason="this transformers drops the cache and then reads the last token alone",
