@@ -82,3 +82,24 @@ def inference_model(model, device: torch.device | None = None) -> Any:
         if isinstance(vars(other).get(name), FunctionType):
             delattr(other, name)
     return other.eval()
+
+
+def as_asked(model, arguments: dict[str, Any]) -> Any:
+    """The model for a call with these keyword arguments: itself, or for `is_causal=False` a view of it.
+
+    transformers writes that keyword into the config while the call lasts, where calls in other threads
+    read it. The view shares everything but its config.
+
+    Args:
+        model: a causal language model, or its decoder.
+        arguments: of its forward pass; only flash attention is given `is_causal`.
+    """
+    if arguments.get("is_causal") is not False:
+        return model
+    view = copy.copy(model)
+    view.config = copy.copy(model.config)
+    view.config.is_causal = False
+    if model.base_model is not model:
+        decoder = as_asked(model.base_model, arguments)
+        view._modules = model._modules | {model.base_model_prefix: decoder}
+    return view

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .checkpoint import CheckpointMixin
 from .checks import whole_number
-from .devices import chosen_devices, inference_model, input_device
+from .devices import as_asked, chosen_devices, inference_model, input_device
 from .masking import CONTEXT, attention_arguments
 
 TOKENIZE_AT_ONCE = 4096
@@ -280,7 +280,8 @@ class EncodingMixin(CheckpointMixin):
             attention_mask=attention_mask,
             document_ids=document_ids,
         )
-        return self.base_model(
+        decoder = as_asked(self.base_model, arguments)
+        return decoder(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
         ).last_hidden_state
 

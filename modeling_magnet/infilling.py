@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .checks import whole_number
 from .compat import CACHE, CACHE_NAMES
-from .devices import inference_model, input_device
+from .devices import as_asked, inference_model, input_device
 from .encoding import EncodingMixin
 from .masking import CONTEXT, attention_arguments, sliding_window
 
@@ -305,7 +305,7 @@ class InfillingMixin(EncodingMixin):
             dtype=self.dtype,
             attention_mask=inputs["attention_mask"],
         )
-        self.base_model(
+        as_asked(self.base_model, arguments)(
             input_ids=inputs["input_ids"],
             position_ids=inputs["position_ids"],
             use_cache=True,

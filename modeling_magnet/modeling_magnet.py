@@ -25,7 +25,7 @@ from .aside import written_aside  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import cache_in, named_cache
-from .devices import inference_model  # noqa: F401
+from .devices import as_asked
 from .encoding import EncodingMixin
 from .infilling import InfillingMixin
 from .masking import (
@@ -113,7 +113,8 @@ class MagnetMixin(InfillingMixin, EncodingMixin, SavingMixin, CausalLM):
                 attention_mask=attention_mask,
                 cache=held,
             )
-        return super().forward(
+        model = as_asked(self, kwargs | arguments)
+        return super(MagnetMixin, model).forward(
             input_ids=input_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,

@@ -351,8 +351,9 @@ def packed_by_definition(query, key, value, cu_seqlens_q, cu_seqlens_k, **argume
     return torch.cat([flash_by_definition(*(x[None] for x in p), **arguments)[0] for p in parts])
 
 
-def test_a_flash_backend_reads_one_text_as_one_whatever_its_positions(monkeypatch):
-    """Positions that jump are packed texts to it; infilling's do, and its suffix was hardly read."""
+@pytest.fixture
+def flash(monkeypatch):
+    """Flash attention, its kernels replaced by what they compute."""
     monkeypatch.setattr(
         modeling_flash_attention_utils,
         "_lazy_imports",
@@ -362,6 +363,10 @@ def test_a_flash_backend_reads_one_text_as_one_whatever_its_positions(monkeypatc
         ),
     )  # fmt: skip
     monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+
+
+def test_a_flash_backend_reads_one_text_as_one_whatever_its_positions(flash):
+    """Positions that jump are packed texts to it; infilling's do, and its suffix was hardly read."""
     model = make_model()
     model.generation_config.eos_token_id = 10**6
     one, two = ("The old", " boats came home."), ("A cat", " on the stones, and then the rain.")
@@ -372,6 +377,25 @@ def test_a_flash_backend_reads_one_text_as_one_whatever_its_positions(monkeypatc
     assert [model.infill(*one, span_length=6), model.infill(*several, span_length=6)] == expected
     torch.testing.assert_close(torch.tensor(model.encode(one[1])), torch.tensor(vectors[0]))
     torch.testing.assert_close(torch.tensor(model.encode([one[1], two[1]])), torch.tensor(vectors))
+
+
+def test_a_flash_backend_is_told_of_context_without_a_word_in_the_config(flash):
+    """transformers would write `is_causal` there, which other threads read while they generate."""
+    model = make_model()
+    model.config._attn_implementation = "flash_attention_2"
+    ids = torch.randint(3, 350, (2, 9))
+    causal = model(input_ids=ids).logits
+    told = []
+    model.model.layers[0].register_forward_pre_hook(
+        lambda *_: told.append(hasattr(model.config, "is_causal"))
+    )
+    both_ways = model(input_ids=ids, span_ids=torch.zeros_like(ids)).logits
+    assert not torch.allclose(both_ways, causal)
+    model.encode("The old")
+    model.infill_blanks(["The", " boats", "."], span_length=2)  # one prefill for both
+    model.infill("The old", " boats", span_length=2)
+    assert len(told) > 4 and not any(told)
+    assert torch.equal(model(input_ids=ids).logits, causal)
 
 
 @pytest.mark.parametrize(
