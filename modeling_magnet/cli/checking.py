@@ -91,7 +91,7 @@ def check_model(place: str) -> None:
         OSError: `place` is neither, or a folder without a model.
         ModuleNotFoundError: it is an adapter, and PEFT is not installed.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from ..checks import check_place  # what it imports takes a while
 
     path = Path(place)
     if place.startswith("pypi:"):
@@ -107,13 +107,7 @@ def check_model(place: str) -> None:
     elif path.exists() and place:
         raise NotADirectoryError(f"{place} is a file: give the folder of a model")
     else:
-        try:
-            validate_repo_id(place)
-        except HFValidationError as error:
-            raise FileNotFoundError(
-                f"there is no folder {place!r}, and no Hub id is like that: give a folder, an id such "
-                "as user/name, or pypi:PACKAGE/FILE"
-            ) from error
+        check_place(place)
 
 
 def check_lines(output: str) -> None:

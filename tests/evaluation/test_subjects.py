@@ -273,6 +273,12 @@ def test_what_is_cut_fills_the_window(folders, tiny):
         mean.encode(["short"], long)
 
 
+def test_a_folder_that_does_not_exist_is_called_so():
+    for spec in ("/no/such/folder", "magnet:no/such/folder", "encoder:no-folder/"):
+        with pytest.raises(FileNotFoundError, match="there is no folder '.*', and no Hub id is"):
+            resolve(spec)
+
+
 def test_bare_specs(folders, tmp_path):
     assert load_subject(str(folders / "magnet")).name.startswith("magnet:")
     shutil.copytree(folders / "magnet", tmp_path / "mapped")  # known by its auto_map alone
