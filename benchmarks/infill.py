@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from modeling_magnet.tokenizing import TextTokenizer
+
 from .report import Row
 from .setup import Setup, Sizes, finished, load
 from .timing import Answer, Comparison, DifferentResultsError, measure
@@ -52,7 +54,7 @@ class Jobs:
     def infill(self, before, behind, length: int) -> Answer:
         """`model.infill` into a gap of known length."""
         clock = Clock(self.device)
-        texts = [self._texts(ids) for ids in (before, behind)]
+        texts = [self._texts(before), self._texts(behind, continued=True)]
         begin = time.perf_counter()
         output = self.model.infill(
             *texts, span_length=length, streamer=clock, return_dict_in_generate=True, **self.greedy
@@ -110,7 +112,7 @@ class Jobs:
 
     def blanks(self, parts, length: int) -> Answer:
         """`model.infill_blanks` of one text."""
-        texts = self._texts(parts)
+        texts = self._texts(parts[:1]) + self._texts(parts[1:], continued=True)
         return self._whole(
             lambda: self.model.infill_blanks(texts, span_length=length, **self.greedy)
         )
@@ -118,13 +120,13 @@ class Jobs:
     def samples(self, before, behind, length: int, count: int) -> Answer:
         """Spans drawn for one text."""
         torch.manual_seed(0)
-        texts = [self._texts(ids)[0] for ids in (before, behind)]
+        texts = [*self._texts(before), *self._texts(behind, continued=True)]
         arguments = self.greedy | {"do_sample": True, "num_return_sequences": count}
         return self._whole(lambda: self.model.infill(*texts, span_length=length, **arguments))
 
     def unknown_length(self, before, behind, length: int) -> Answer:
         """No length given, at most `length` tokens."""
-        texts = [self._texts(ids)[0] for ids in (before, behind)]
+        texts = [*self._texts(before), *self._texts(behind, continued=True)]
         return self._whole(lambda: self.model.infill(*texts, max_new_tokens=length, **self.greedy))
 
     def _whole(self, call) -> Answer:
@@ -144,8 +146,9 @@ class Jobs:
             "tokens": tokens.tolist(),
         }
 
-    def _texts(self, rows: Sequence[list[int]]) -> list[str]:
-        return [self.model.tokenizer.decode(ids) for ids in rows]
+    def _texts(self, rows: Sequence[list[int]], continued: bool = False) -> list[str]:
+        tokenizer = self.model.text_tokenizer
+        return [(tokenizer.continued if continued else tokenizer).decode(ids) for ids in rows]
 
 
 def same_tokens(answers: dict[str, Answer]) -> None:
@@ -217,16 +220,17 @@ def measure_part(setup: Setup) -> dict[str, Any]:
 
 def _contexts(setup: Setup, count: int, pieces: list[int]) -> list[list[list[int]]]:
     """Documents cut into pieces of so many tokens, which as texts have these tokens again."""
-    tokenizer, found = setup.tokenizer, []
+    tokenizer, found = TextTokenizer(setup.tokenizer), []
+    later = tokenizer.continued
     for text in setup.texts.documents:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        (ids,) = tokenizer.ids([text])
         cuts = [sum(pieces[:n]) for n in range(len(pieces) + 1)]
         if len(ids) < cuts[-1]:
             continue
         parts = [ids[a:b] for a, b in pairwise(cuts)]
-        texts = [str(tokenizer.decode(part)).rstrip(" ") for part in parts]
-        again = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        if again == parts:
+        first = tokenizer.decode(parts[0]).rstrip(" ")
+        rest = [later.decode(part).rstrip(" ") for part in parts[1:]]
+        if tokenizer.ids([first]) + later.ids(rest) == parts:
             found.append(parts)
         if len(found) == count:
             return found

@@ -34,9 +34,7 @@ def blocks_of(
     start = model.magnet_settings.start_token_id
     first = [] if start is None else [start]
     size = length - len(first)
-    token_ids = model.tokenizer(
-        "\n".join(read_paragraphs(path)), add_special_tokens=False, verbose=False
-    )["input_ids"]
+    (token_ids,) = model.text_tokenizer.ids(["\n".join(read_paragraphs(path))])
     count = len(token_ids) // size
     if not count:
         raise ValueError(f"{path} has {len(token_ids)} tokens, a block {size}: give a longer text")

@@ -80,18 +80,17 @@ def roc_examples(path: str | Path, model, seed: int = 0, limit: int | None = Non
         )
     stories = read_stories(path)
     drawn = np.random.default_rng(seed).integers(5, size=len(stories)).tolist()
+    tokenizer = model.text_tokenizer
     examples = []
     for number, (story, k) in enumerate(zip(stories[:limit], drawn, strict=False), start=2):
         if not all(story):
             raise ValueError(f"{path}, line {number}: a sentence is empty, expected five")
         ends = np.cumsum([len(sentence) + 1 for sentence in story]) - 1  # (5,) characters
-        encoded = model.tokenizer(
-            " ".join(story), add_special_tokens=False, return_offsets_mapping=True
-        )
+        (token_ids,), (offsets,) = tokenizer.ids_and_offsets([" ".join(story)])
         # The sentence in which a token's last character stands; a space leads the next sentence.
-        owners = np.searchsorted(ends, [end for _, end in encoded["offset_mapping"]])
+        owners = np.searchsorted(ends, [end for _, end in offsets])
         spans = (owners == k).astype(int).tolist()
-        examples.append(Example([start, *encoded["input_ids"]], [0, *spans], [k + 1]))
+        examples.append(Example([start, *token_ids], [0, *spans], [k + 1]))
     return examples
 
 
@@ -170,7 +169,7 @@ def tokenize_rows(
     """
     start = model.magnet_settings.start_token_id
     first = [] if start is None else [start]
-    rows = [first + ids for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    rows = [first + ids for ids in model.text_tokenizer.ids(texts)]
     rows = [row for row in rows if shortest <= len(row) <= longest][:count]
     if not rows:
         raise ValueError(f"no text has {shortest} to {longest} tokens")

@@ -148,7 +148,7 @@ def _story_losses(
         for text, pair in zip(written[method], pairs, strict=True)
     ]
     start = list(_ids(judge.magnet_settings.start_token_id))
-    token_ids = judge.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    token_ids = judge.text_tokenizer.ids(texts)
     rows = [Row([*start, *ids], None, [*range(1, len(start) + len(ids))]) for ids in token_ids]
     losses = token_losses(judge, rows, batch_size, "Judging" if progress else None)
     size = len(pairs)

@@ -64,7 +64,7 @@ def write(
         progress: show a bar.
     """
     parts = [parts_of(*pair) for pair in pairs]
-    sizes = token_counts(model.tokenizer, pairs)
+    sizes = token_counts(model.text_tokenizer, pairs)
     end = model.magnet_settings.end_token_id
     arguments = GREEDY | ({"suppress_tokens": [end]} if method in ("known", "ranked") else {})
     written = [""] * len(pairs)
@@ -133,8 +133,7 @@ def compare(
             if name.partition(", ")[0] == method
         }
         sizes = [
-            [len(ids) for ids in model.tokenizer(column, add_special_tokens=False)["input_ids"]]
-            for column in (texts, missing)
+            [len(ids) for ids in model.text_tokenizer.ids(column)] for column in (texts, missing)
         ]
         errors = [abs(wrote - lacked) for wrote, lacked in zip(*sizes, strict=True)]
         found["length error"] = Figure.of_ratio(errors, seed=seed)
@@ -152,10 +151,9 @@ def _seams(judge, pairs, texts: Sequence[str], batch_size: int, seed: int) -> Fi
     rows = []
     for pair, text in zip(pairs, texts, strict=True):
         left, _, right = parts_of(*pair)
-        before, behind = (
-            judge.tokenizer(part, add_special_tokens=False)["input_ids"]
-            for part in (" ".join(filter(None, [left, text])), f" {right}")
-        )
+        tokenizer = judge.text_tokenizer
+        (before,) = tokenizer.ids([" ".join(filter(None, [left, text]))])
+        (behind,) = tokenizer.continued.ids([f" {right}"])
         ids = ([] if start is None else [start]) + before
         behind = behind[:SEAM]
         rows.append(Row(ids + behind, None, list(range(len(ids), len(ids) + len(behind)))))

@@ -144,7 +144,7 @@ def write_infillings(
 def _sizes(model, method: str, prompts: list[str], new_tokens: int) -> list[int]:
     """The tokens of each prompt, without the start token."""
     limit, start = model.magnet_settings.max_length, model.magnet_settings.start_token_id
-    sizes = [len(ids) for ids in model.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+    sizes = [len(ids) for ids in model.text_tokenizer.ids(prompts)]
     positions = max(sizes, default=0) + (start is not None) + new_tokens
     if positions > limit:
         raise ValueError(
@@ -168,7 +168,7 @@ def _first_sentence(text: str, method: str) -> str:
 def _fill_gaps(model, pairs: list[Gap], batch_size: int, progress: bool) -> list[str]:
     texts = [" ".join(story) for story, _ in pairs]
     parts = [parts_of(*pair) for pair in pairs]
-    sizes = token_counts(model.tokenizer, pairs)
+    sizes = token_counts(model.text_tokenizer, pairs)
     settings = model.magnet_settings
     ends_of_text = _ids(model.generation_config.eos_token_id) | {settings.end_token_id}
     ends_of_text |= _ids(settings.start_token_id)

@@ -135,9 +135,9 @@ def continuations(
     counts = [prompt_tokens] * len(texts) if isinstance(prompt_tokens, int) else list(prompt_tokens)
     if len(counts) != len(texts):
         raise ValueError(f"got {len(texts)} texts and {len(counts)} prompt lengths: give one each")
-    tokenizer, settings = model.tokenizer, model.magnet_settings
+    tokenizer, settings = model.text_tokenizer, model.magnet_settings
     start = [] if settings.start_token_id is None else [settings.start_token_id]
-    token_ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    token_ids = tokenizer.ids(list(texts))
     prompts = [start + ids[:count] for ids, count in zip(token_ids, counts, strict=True)]
     for i, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
         if count < 0 or not prompt:
@@ -169,17 +169,12 @@ def continuations(
             stop = next((j for j, token in enumerate(row) if token in ends), len(row))
             written[i] = row[:stop]
 
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True)
-
-    return [
-        Continuation(
-            decode(prompts[i]),
-            decode(written[i]),
-            decode(token_ids[i][counts[i] : counts[i] + new_tokens]),
-        )
-        for i in range(len(texts))
-    ]
+    made = []
+    for prompt, row, ids, count in zip(prompts, written, token_ids, counts, strict=True):
+        later = tokenizer.continued if count else tokenizer
+        original = later.decode(ids[count : count + new_tokens])
+        made.append(Continuation(tokenizer.decode(prompt), later.decode(row), original))
+    return made
 
 
 def prompt_lengths(
@@ -189,17 +184,17 @@ def prompt_lengths(
 
     Args:
         texts: running text.
-        tokenizer: a fast one, which knows where its tokens end.
+        tokenizer: a model's `text_tokenizer`.
         characters: how many characters of each text are its prompt. None: those of its first 5
             words, as the paper has it for WikiText-103.
     """
     if characters is None:
         words = [list(re.finditer(r"\S+", text))[:PROMPT_WORDS] for text in texts]
         characters = [found[-1].end() if found else 0 for found in words]
-    offsets = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    _, offsets = tokenizer.ids_and_offsets(list(texts))
     return [
         sum(end <= limit for _, end in ends)
-        for ends, limit in zip(offsets["offset_mapping"], characters, strict=True)
+        for ends, limit in zip(offsets, characters, strict=True)
     ]
 
 
@@ -245,16 +240,16 @@ def measure_repetition(
         stories = read_stories(path)
         stories = [stories[i] for i in generator.permutation(len(stories))[:limit]]
         texts = [" ".join(story) for story in stories]
-        lengths = prompt_lengths(texts, model.tokenizer, [len(story[0]) for story in stories])
+        lengths = prompt_lengths(texts, model.text_tokenizer, [len(story[0]) for story in stories])
     else:
         texts = read_paragraphs(path)
-        sizes = map(len, model.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        sizes = map(len, model.text_tokenizer.ids(texts))
         least = new_tokens + 4 * PROMPT_WORDS  # repetition grows with length
         texts = [text for text, size in zip(texts, sizes, strict=True) if size >= least]
         if not texts:
             raise ValueError(f"{path} has no paragraph of {least} tokens or more")
         texts = [texts[i] for i in generator.permutation(len(texts))[:limit]]
-        lengths = prompt_lengths(texts, model.tokenizer)
+        lengths = prompt_lengths(texts, model.text_tokenizer)
     made = continuations(model, texts, lengths, new_tokens, batch_size, progress)
     figures = {}
     for suffix, column in (("", 1), (" of the true text", 2)):

@@ -27,6 +27,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from modeling_magnet import MagnetMixin
 from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights
+from modeling_magnet.tokenizing import TextTokenizer
 
 from .inputs import load_model
 from .specs import GENERATING_KINDS, check_code, resolve
@@ -180,6 +181,7 @@ class _TokenSubject:
     start: Sequence[int] = ()
     end: Sequence[int] = ()
     chosen = "text"  # the tokens of the text; or "all", or "last"
+    split_special_tokens = True
     _outputs: Callable[..., torch.Tensor]
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
@@ -219,25 +221,21 @@ class _TokenSubject:
             got = f"sentence {index} has {len(token_ids)} tokens"
             raise ValueError(f"{got}, the limit is {self.limit}: give shorter ones, of all words")
         weights = torch.zeros(len(words), len(token_ids))
-        weights[:, columns] = _word_weights(words, offsets)
-        for word, row in zip(words, weights, strict=True):
-            if row.isnan().any():
-                raise ValueError(f"the word {word!r} of sentence {index} has no tokens")
+        weights[:, columns] = _word_weights(words, offsets, index)
         return Row(token_ids, weights)
 
     def _tokenize(self, before: str, text: str):
         """All tokens, the columns of those that cover the text itself, their offsets in it."""
         before += self.template.format(text=text)
         special = self.chosen == "all"
-        encoded = self.tokenizer(
-            before + text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
-        )
+        tokenizer = TextTokenizer(self.tokenizer, self.split_special_tokens)
+        (token_ids,), (found,) = tokenizer.ids_and_offsets([before + text], special)
         columns, offsets = [], []
-        for column, (begin, end) in enumerate(encoded["offset_mapping"], start=len(self.start)):
+        for column, (begin, end) in enumerate(found, start=len(self.start)):
             if end > len(before):  # a token may cover the space before the text too
                 columns.append(column)
                 offsets.append((begin - len(before), end - len(before)))
-        return [*self.start, *encoded["input_ids"], *self.end], columns, offsets
+        return [*self.start, *token_ids, *self.end], columns, offsets
 
     @torch.no_grad()
     def _read(self, rows: list[Row]) -> list[np.ndarray]:
@@ -266,6 +264,7 @@ class CausalSubject(_TokenSubject):
         self.name, self.model, self.network, self.tokenizer = name, model, model, model.tokenizer
         settings = model.magnet_settings
         self.limit = settings.max_length
+        self.split_special_tokens = settings.split_special_tokens
         self.start = [] if settings.start_token_id is None else [settings.start_token_id]
         if kind == "echo":
             self.template = ECHO

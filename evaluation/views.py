@@ -79,10 +79,9 @@ def _shuffled(example, span: list[int], generator: np.random.Generator) -> list[
 
 def _prompt(model, example, first: int) -> list[int]:
     """The start token, the prompt and the text with a blank for each span, in the text's tokens."""
-    before, between, blank = (
-        model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in (PROMPT[0].format(blank=BLANK.strip()), PROMPT[1], BLANK)
-    )
+    tokenizer = model.text_tokenizer
+    (before,) = tokenizer.ids([PROMPT[0].format(blank=BLANK.strip())])
+    between, blank = tokenizer.continued.ids([PROMPT[1], BLANK])
     gapped: list[int] = []
     for column, (token, k) in enumerate(zip(example.token_ids, example.span_ids, strict=True)):
         if k == 0:

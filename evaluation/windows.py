@@ -81,8 +81,9 @@ def middles(
     """
     drawn = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
     found: list[list[int]] = []
+    tokenizer = model.text_tokenizer
     for text in drawn:
-        ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        (ids,) = tokenizer.ids([text])
         if len(ids) >= length and (limit is None or len(found) < limit):
             found.append(_middle(ids, length))
     if not found:

@@ -86,7 +86,7 @@ def embeddings(model, sentences: list[list[str]]) -> list[np.ndarray]:
     table = model.get_input_embeddings().weight.detach().cpu()
     vectors = {}
     for word in set(chain(*sentences)):
-        token_ids = model.tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        (token_ids,) = model.text_tokenizer.continued.ids([" " + word])
         vectors[word] = table[torch.tensor(token_ids)].mean(dim=0).numpy()
     return [np.stack([vectors[word] for word in words]) for words in sentences]
 

@@ -24,6 +24,7 @@ from .mixin import CausalLM  # noqa: F401
 from .modeling_magnet import MagnetMixin
 from .saving import SavingMixin  # noqa: F401
 from .settings import MagnetSettings  # noqa: F401
+from .tokenizing import TextTokenizer  # noqa: F401
 
 __all__ = [
     "MagnetGemma3ForCausalLM",

@@ -13,6 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from .adapters import AdapterMixin
 from .checks import check_place
 from .settings import MagnetSettings
+from .tokenizing import TextTokenizer
 
 TOKENIZER_ARGUMENTS = (
     "cache_dir",
@@ -240,3 +241,13 @@ class CheckpointMixin(AdapterMixin):
     def magnet_settings(self) -> MagnetSettings:
         """MAGNET's settings of this checkpoint, from `config.magnet` and the tokenizer."""
         return MagnetSettings.resolve(self.config, self.tokenizer)
+
+    @property
+    def text_tokenizer(self) -> TextTokenizer:
+        """What turns a user's text into token ids here and back, as the tokenizer is now.
+
+        Example:
+            >>> token_ids = model.text_tokenizer.ids(["A cat sleeps."])
+        """
+        settings = self.magnet_settings
+        return TextTokenizer(self.tokenizer, settings.split_special_tokens)

@@ -16,8 +16,7 @@ from .checkpoint import CheckpointMixin
 from .checks import whole_number
 from .devices import as_asked, chosen_devices, inference_model, input_device
 from .masking import CONTEXT, attention_arguments
-
-TOKENIZE_AT_ONCE = 4096
+from .tokenizing import check_text
 
 CPU_BATCH_TOKENS = 1024
 """Tokens of a batch on a CPU, padding included: larger batches took no less time."""
@@ -161,7 +160,7 @@ class EncodingMixin(CheckpointMixin):
 
         Returns:
             (tokens, hidden) for one text; for a sequence a list of them in the order given. The
-            tokens are those of `model.tokenizer(text, add_special_tokens=False)`.
+            tokens are those of `model.text_tokenizer.ids([text])`.
 
         Raises:
             TypeError, ValueError: as in `encode`; and the checkpoint has no start token.
@@ -206,16 +205,18 @@ class EncodingMixin(CheckpointMixin):
             (3, 576)
         """
         single = isinstance(sentences, str)
-        split = [_as_words(s, i) for i, s in enumerate([sentences] if single else sentences)]
+        listed = [sentences] if single else _listed(sentences, "sentences")
+        split = [_as_words(sentence, i) for i, sentence in enumerate(listed)]
         texts = [" ".join(words) for words in split]
         token_ids, offsets = self._tokenize(
             texts, truncation=False, extra_tokens=1, return_offsets=True
         )
+        weights = [
+            _word_weights(words, spans, i)  # (words, tokens)
+            for i, (words, spans) in enumerate(zip(split, offsets, strict=True))
+        ]
         rows = self._token_vectors(token_ids, batch_size, show_progress_bar, device)
-        vectors = []
-        for words, spans, tokens in zip(split, offsets, rows, strict=True):
-            weights = _word_weights(words, spans)  # (words, tokens)
-            vectors.append(weights @ tokens if words else tokens)
+        vectors = [shares @ tokens for shares, tokens in zip(weights, rows, strict=True)]
         if convert_to_numpy:
             vectors = [row.numpy() for row in vectors]
         return vectors[0] if single else vectors
@@ -317,18 +318,11 @@ class EncodingMixin(CheckpointMixin):
     def _tokenize(self, texts, truncation: bool, extra_tokens: int, return_offsets: bool = False):
         """Token ids of texts without special tokens; too long ones raise or are cut aloud."""
         limit = self.magnet_settings.max_length - extra_tokens
-        token_ids: list[list[int]] = []
         offsets: list[list[tuple[int, int]]] = []
-        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
-            encoded = self.tokenizer(
-                texts[start : start + TOKENIZE_AT_ONCE],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_offsets_mapping=return_offsets,
-                verbose=False,
-            )
-            token_ids += encoded["input_ids"]
-            offsets += encoded["offset_mapping"] if return_offsets else []
+        if return_offsets:
+            token_ids, offsets = self.text_tokenizer.ids_and_offsets(texts)
+        else:
+            token_ids = self.text_tokenizer.ids(texts)
         too_long = [i for i, ids in enumerate(token_ids) if len(ids) > limit]
         if too_long and not truncation:
             i = too_long[0]
@@ -407,32 +401,37 @@ def _batches(lengths: list[int], batch_size: int, most_tokens: int | None) -> li
 
 
 def _as_list(sentences) -> tuple[list[str], bool]:
-    if isinstance(sentences, str):
-        return [sentences], True
-    if isinstance(sentences, (bytes, dict)) or not hasattr(sentences, "__iter__"):
-        raise TypeError(f"got {type(sentences).__name__}: give a string or a sequence of strings")
-    texts = list(sentences)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"entry {i} is {type(text).__name__} ({text!r}): give strings")
-    return [str(text) for text in texts], False
+    single = isinstance(sentences, str)
+    texts = [sentences] if single else _listed(sentences, "sentences")
+    return [check_text(text, f"text {i}") for i, text in enumerate(texts)], single
+
+
+def _listed(value, name: str) -> list:
+    if isinstance(value, (bytes, dict)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name} is {type(value).__name__}: give a string or a sequence of strings")
+    return list(value)
 
 
 def _as_words(sentence, index: int) -> list[str]:
+    name = f"sentence {index}"
     if isinstance(sentence, str):
-        return sentence.split()
-    words, _ = _as_list(sentence)
+        return check_text(sentence, name).split()
+    words = _listed(sentence, name)
+    words = [check_text(word, f"word {i} of {name}") for i, word in enumerate(words)]
     for word in words:
         if not word.strip():
-            raise ValueError(f"sentence {index} holds the empty word {word!r}: leave it out")
+            raise ValueError(f"{name} holds the empty word {word!r}: leave it out")
     return words
 
 
-def _word_weights(words: list[str], token_spans: list[tuple[int, int]]) -> torch.Tensor:
+def _word_weights(words: list[str], token_spans: list[tuple[int, int]], index: int) -> torch.Tensor:
     """(words, tokens): 1/n where the token is one of the word's n tokens.
 
     Words are joined by one space. A token that only covers the space between two words (byte-level
     vocabularies have some) belongs to the word that it introduces.
+
+    Raises:
+        ValueError: a word has no token; `index` is the sentence's number in the message.
     """
     begins = np.cumsum([0] + [len(word) + 1 for word in words])[: len(words)]
     ends = begins + [len(word) for word in words]
@@ -442,7 +441,14 @@ def _word_weights(words: list[str], token_spans: list[tuple[int, int]]) -> torch
         if len(covered) == 0:
             covered = np.flatnonzero(begins >= end)[:1]
         weights[covered, token] = 1
-    return weights / weights.sum(dim=1, keepdim=True)
+    counts = weights.sum(dim=1, keepdim=True)  # (words, 1)
+    if not counts.all():
+        word = words[int(counts[:, 0].argmin())]
+        raise ValueError(
+            f"the word {word!r} of sentence {index} has no tokens, since the tokenizer deletes its "
+            "characters: leave it out"
+        )
+    return weights / counts
 
 
 def _pad(token_ids: list[list[int]], device) -> dict[str, torch.Tensor]:

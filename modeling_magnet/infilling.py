@@ -18,17 +18,15 @@ from transformers.generation.streamers import BaseStreamer
 from .checks import whole_number
 from .compat import CACHE, CACHE_NAMES
 from .devices import as_asked, inference_model, input_device
-from .encoding import EncodingMixin
+from .encoding import EncodingMixin, _listed
 from .masking import CONTEXT, attention_arguments, sliding_window
+from .tokenizing import check_text
 
 CANDIDATE_LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64)
 """Gaps tried where no length is given."""
 
 SEAM_LENGTH = 16
 """Suffix tokens that the ranking of candidates reads on into."""
-
-DECODED_BEFORE = 4
-"""Tokens before a span that are decoded with it: some vocabularies drop a text's first space."""
 
 SET_BY_INFILL = (
     "inputs",
@@ -84,8 +82,8 @@ class InfillingMixin(EncodingMixin):
             ' Paris'
         """
         single = isinstance(prefix, str) and isinstance(suffix, str)
-        prefixes = [prefix] if isinstance(prefix, str) else list(prefix)
-        suffixes = [suffix] if isinstance(suffix, str) else list(suffix)
+        prefixes = [prefix] if isinstance(prefix, str) else _listed(prefix, "prefix")
+        suffixes = [suffix] if isinstance(suffix, str) else _listed(suffix, "suffix")
         if len(prefixes) != len(suffixes):
             raise ValueError(f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes")
         lengths = _each(span_length, len(prefixes), "pairs of prefix and suffix")
@@ -187,18 +185,13 @@ class InfillingMixin(EncodingMixin):
         limit = max_new_tokens or max(CANDIDATE_LENGTHS)
         candidates = [n for n in CANDIDATE_LENGTHS if n < limit] + [limit]
         usual = candidates[len(candidates) // 2]
+        tokenizer = self.text_tokenizer
         rows, longest = [], 0
         for t, (parts, wanted) in enumerate(zip(texts, lengths, strict=True)):
-            for part in parts:
-                if not isinstance(part, str):
-                    raise TypeError(
-                        f"text {t} holds {type(part).__name__} ({part!r}): give strings"
-                    )
+            parts = [check_text(part, f"part {b} of text {t}") for b, part in enumerate(parts)]
             before = [part.rstrip(" ") for part in parts[:-1]]
-            token_ids = [
-                self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-                for part in [*before, parts[-1]]
-            ]
+            token_ids = tokenizer.ids(before[:1])
+            token_ids += tokenizer.continued.ids([*before[1:], parts[-1]])
             token_ids[0] = start + token_ids[0]
             for b, ids in enumerate(token_ids[:-1]):
                 if not ids and b == 0:
@@ -223,7 +216,8 @@ class InfillingMixin(EncodingMixin):
                         )
                     longest = max(longest, positions)
                     space = len(parts[b]) > len(before[b])
-                    rows.append(_Row(t, b, gap, gaps, token_ids, follows_space=space))
+                    begins = b == 0 and not before[b]
+                    rows.append(_Row(t, b, gap, gaps, token_ids, space, begins))
         settings.warn_beyond(longest)
         return rows
 
@@ -379,13 +373,8 @@ class InfillingMixin(EncodingMixin):
         return scores
 
     def _span_text(self, row: "_Row", span: list[int]) -> str:
-        """Decode a span behind its prefix, so that a leading space is neither lost nor doubled."""
-        before = row.parts[row.blank][-DECODED_BEFORE:]
-        context, text = (
-            str(self.tokenizer.decode(ids, skip_special_tokens=True))
-            for ids in (before, before + span)
-        )
-        text = text.removeprefix(context)
+        tokenizer = self.text_tokenizer
+        text = (tokenizer if row.begins_text else tokenizer.continued).decode(span)
         return text.lstrip(" ") if row.follows_space else text
 
     def _generation_value(self, name: str, arguments: dict):
@@ -453,6 +442,7 @@ class _Row:
     gaps: list[int]  # of all the text's blanks
     parts: list[list[int]]  # token ids around the blanks, in order
     follows_space: bool  # the part before ended in a space, which the span then writes
+    begins_text: bool  # no text stands before the blank
     spans: list[list[int]] = field(default_factory=list)
 
     @property

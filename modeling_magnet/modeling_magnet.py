@@ -39,6 +39,7 @@ from .masking import (
 from .mixin import CausalLM
 from .saving import SavingMixin
 from .settings import MagnetSettings
+from .tokenizing import TextTokenizer  # noqa: F401
 
 __all__ = ["MagnetLlamaForCausalLM", "MagnetMixin", "MagnetSettings"]
 

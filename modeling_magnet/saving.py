@@ -228,7 +228,12 @@ class SavingMixin(CheckpointMixin):
                 "max_seq_length": settings.max_length - settings.special_tokens,
                 "modality_config": {"text": {"method": "pool", "method_output_name": None}},
                 "module_output_name": "sentence_embedding",
-                "processing_kwargs": {"text": {"add_special_tokens": False}},
+                "processing_kwargs": {
+                    "text": {
+                        "add_special_tokens": False,
+                        "split_special_tokens": settings.split_special_tokens,
+                    }
+                },
                 **padding,
             },
             "config_sentence_transformers.json": {

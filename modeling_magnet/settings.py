@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .masking import sliding_window
+from .tokenizing import check_text
 
 PAPER_PROMPTS = {
     "sentence": "Given the sentence, find its representation: ",
@@ -62,6 +63,8 @@ class MagnetSettings:
             side of longer ones, however many positions its base has. None: not known, no warning.
         prompts: named texts that can stand before a sentence.
         default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
+        split_special_tokens: whether a control token that is spelled out in a text or a prompt, such
+            as `<|im_end|>`, is text like any other. False: it is that token, wherever it came from.
     """
 
     start_token_id: int | None
@@ -72,6 +75,7 @@ class MagnetSettings:
     trained_length: int | None = None
     prompts: dict[str, str] = field(default_factory=lambda: dict(PAPER_PROMPTS))
     default_prompt_name: str | None = "sentence"
+    split_special_tokens: bool = True
 
     def __post_init__(self):
         if self.pooling not in ("end", "mean"):
@@ -170,12 +174,13 @@ class MagnetSettings:
             The text, with the space at its end; `""` for no prompt.
 
         Raises:
-            ValueError: both are given, or no prompt has that name.
+            TypeError: `prompt` is no string.
+            ValueError: both are given, no prompt has that name, or `prompt` is no Unicode text.
         """
         if prompt is not None:
             if prompt_name is not None:
                 raise ValueError(f"got prompt_name={prompt_name!r} and prompt={prompt!r}: give one")
-            return prompt
+            return check_text(prompt, "prompt")
         name = prompt_name if prompt_name is not None else self.default_prompt_name
         if name is None:
             return ""

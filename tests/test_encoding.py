@@ -238,7 +238,7 @@ def test_texts_of_the_trained_length_are_read_without_a_word(tiny, recwarn):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sentences": ["a", 3]}, TypeError, "entry 1 is int"),
+        ({"sentences": ["a", 3]}, TypeError, "text 1 is int"),
         ({"sentences": None}, TypeError, "NoneType"),
         ({"sentences": b"bytes"}, TypeError, "bytes"),
         ({"sentences": "a", "prompt_name": "nope"}, ValueError, "no prompt is named 'nope'"),
@@ -264,7 +264,7 @@ def test_bad_arguments(tiny, arguments, error, message):
 def test_bad_words(tiny):
     with pytest.raises(ValueError, match="sentence 0 holds the empty word"):
         tiny.encode_words([["a", " "]])
-    with pytest.raises(TypeError, match="entry 1 is int"):
+    with pytest.raises(TypeError, match="word 1 of sentence 0 is int"):
         tiny.encode_words([["a", 3]])
 
 

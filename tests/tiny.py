@@ -1,8 +1,13 @@
 """Tiny random models with a real tokenizer, made in no time."""
 
+import io
+import json
+from pathlib import Path
+
+import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
 from modeling_magnet import MagnetMixin, magnet_class_for
 
@@ -59,6 +64,65 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+SPACED_DECODER = decoders.Sequence([
+    decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
+])  # fmt: skip
+"""Of tokenizers in the manner of Llama 2, which take the space again that they put before a text."""
+
+
+def make_spaced_tokenizer(unigram: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer.json in the manner of Llama 2's, whose normalizer puts a space before each text.
+
+    A Unigram model has the control tokens among its words.
+    """
+    special = ["<unk>", "<s>", "</s>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = [f"▁{word}" for word in " ".join(SENTENCES).split()]
+    letters = sorted(set("".join(SENTENCES)) - {" "})
+    pieces += ["▁", *letters, *dict.fromkeys([*words, "</", "▁c", "ts"])]
+    if unigram:
+        scores = [0.0] * len(special) + [
+            -float(20 / len(piece)) for piece in pieces[len(special) :]
+        ]
+        model = models.Unigram(list(zip(pieces, scores)), unk_id=0, byte_fallback=True)
+    else:
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=pieces[:259],
+            show_progress=False,
+            initial_alphabet=letters,
+        )
+        spaced = Tokenizer(models.BPE())
+        spaced.pre_tokenizer = pre_tokenizers.Metaspace()
+        spaced.train_from_iterator(SENTENCES * 3, trainer)
+        trained = json.loads(spaced.to_str())["model"]
+        model = models.BPE(
+            vocab=trained["vocab"], merges=[tuple(pair) for pair in trained["merges"]],
+            unk_token="<unk>", fuse_unk=True, byte_fallback=True,
+        )  # fmt: skip
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = SPACED_DECODER
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def make_sentencepiece_tokenizer(folder: Path) -> LlamaTokenizer:
+    """A real SentencePiece model, trained as Llama 2's was, in the class that transformers reads it by."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 3), model_writer=written, vocab_size=350,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    return LlamaTokenizer.from_pretrained(folder)
 
 
 def make_model(

@@ -34,6 +34,7 @@ from modeling_magnet import (
     load_magnet,
     magnet_class_for,
 )
+from modeling_magnet.tokenizing import TextTokenizer
 
 from .arguments import ALL_LINEAR, ModelArguments
 from .objectives import ObjectivesMixin, objectives_class_for
@@ -89,7 +90,7 @@ def choose_start_token(
         tokenizer's special tokens and none.
     """
     tokenizer = model.tokenizer
-    token_ids = tokenizer(texts[: 10 * count], add_special_tokens=False)["input_ids"]
+    token_ids = model.text_tokenizer.ids(texts[: 10 * count])
     rows = [ids[:length] for ids in token_ids if len(ids) >= length][:count]
     if not rows:
         raise ValueError(f"no text has {length} tokens: give longer texts")
@@ -123,12 +124,18 @@ def resolve_start_token(model: MagnetMixin, start_token: str, texts: list[str]) 
 
 
 def single_token_id(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> int:
-    """The id of a text that is one token of the vocabulary.
+    """The id of a text that is one token of the vocabulary, a control token or one inside a text.
+
+    Args:
+        tokenizer: of the model.
+        text: of the token.
+        name: what the message calls it.
 
     Raises:
         ValueError: the vocabulary has no such token.
     """
-    token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    inside = TextTokenizer(tokenizer, split_special_tokens=False).continued
+    (token_ids,) = inside.ids([text])
     if len(token_ids) != 1:
         raise ValueError(
             f"{name} is {text!r}, which is {len(token_ids)} tokens of this vocabulary "

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from modeling_magnet import MagnetSettings
+from modeling_magnet.tokenizing import TextTokenizer
 
 from .arguments import DataArguments
 from .data import Item
@@ -71,12 +72,16 @@ class MagnetCollator:
             batch |= self._tokenize_pairs(items)
         return batch
 
+    @property
+    def _text_tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self.tokenizer, self.settings.split_special_tokens)
+
     def warn_of_cut_pairs(self, pairs: list[tuple[str, ...]]) -> None:
         """Log how many of the first pairs are longer than `pair_length` with the default prompt."""
         limit = self.arguments.pair_length - self.settings.special_tokens
         prompt = self._draw_prompt(None)
         texts = [prompt + max(pair, key=len) for pair in pairs]
-        token_ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        token_ids = self._text_tokenizer.ids(texts)
         cut = sum(len(ids) > limit for ids in token_ids)
         if cut:
             logger.warning(
@@ -229,13 +234,8 @@ class MagnetCollator:
         views = list(range(len(first.pairs[0])))
         views = [0, 0] if views == [0] else views  # dropout alone makes the positive
         texts = [prompt + pair[view] for view in views for item in items for pair in item.pairs]
-        token_ids = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            truncation=True,
-            max_length=self.arguments.pair_length - self.settings.special_tokens,
-        )["input_ids"]
-        rows = [torch.tensor(ids) for ids in token_ids]
+        limit = self.arguments.pair_length - self.settings.special_tokens
+        rows = [torch.tensor(ids[:limit]) for ids in self._text_tokenizer.ids(texts)]
         padded = pad_sequence(rows, batch_first=True).unflatten(0, (len(views), -1))
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         return {"pair_input_ids": padded, "pair_attention_mask": mask.view_as(padded)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from modeling_magnet import MagnetMixin
+from modeling_magnet import MagnetMixin, MagnetSettings
 
 from .arguments import Arguments, DataArguments
 from .base import for_objectives, prepare_base, single_token_id, whole_weights
@@ -69,10 +69,10 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     )
     length = args.max_steps * items_a_step
     with args.main_process_first(local=False, desc="the data"):
-        train_dataset = _dataset(arguments, tokenizer, settings.start_token_id, length, False)
+        train_dataset = _dataset(arguments, tokenizer, settings, length, False)
         eval_dataset = None
         if args.eval_strategy != "no":
-            eval_dataset = _dataset(arguments, tokenizer, settings.start_token_id, 0, True)
+            eval_dataset = _dataset(arguments, tokenizer, settings, 0, True)
     collator = MagnetCollator(
         tokenizer=tokenizer,
         settings=settings,
@@ -119,7 +119,7 @@ def _check_lengths(data: DataArguments, limit: int) -> None:
 
 
 def _dataset(
-    arguments: Arguments, tokenizer, start_token_id: int | None, length: int, validation: bool
+    arguments: Arguments, tokenizer, settings: MagnetSettings, length: int, validation: bool
 ) -> MagnetDataset:
     """The run's items, or those to evaluate on."""
     _, data, args = arguments
@@ -129,7 +129,10 @@ def _dataset(
     )
     blocks = pairs = None
     if text and (validation or args.ever("mntp", "msg", "ntp", "divergence")):
-        blocks = make_blocks(data, tokenizer, start_token_id, validation=validation, most=length)
+        blocks = make_blocks(
+            data, tokenizer, settings.start_token_id, validation=validation, most=length,
+            split_special_tokens=settings.split_special_tokens,
+        )  # fmt: skip
         logger.info(counts_table(f"{name} text", blocks.counts))
     if sentences and data.pairs_per_block and (validation or args.ever("sscl")):
         pairs = read_pairs(data, validation=validation)

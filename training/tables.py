@@ -6,7 +6,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import compress, islice
+from operator import not_
 from typing import Any
 
 import datasets
@@ -15,12 +16,14 @@ from datasets import Dataset, Features, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerFast
 
+from modeling_magnet.tokenizing import TextTokenizer
+
 from .arguments import DataArguments
 from .sources import Row, identify, read_rows
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Part of what a cached table is known by: raise it when this file makes other tables."""
 
 BATCH_CHARACTERS = 1 << 20
@@ -36,6 +39,7 @@ def make_blocks(
     *,
     validation: bool = False,
     most: int | None = None,
+    split_special_tokens: bool = True,
 ) -> "Blocks":
     r"""Tokenize the text and cut it into blocks, or find that done in the cache.
 
@@ -56,6 +60,7 @@ def make_blocks(
         start_token_id: None for none.
         validation: whether to take the first `validation_blocks` of the validation text.
         most: blocks that the run needs; with `streaming` no more text is read than that takes.
+        split_special_tokens: as in `MagnetSettings`.
 
     Returns:
         The blocks, and counts of what was read and dropped.
@@ -88,7 +93,8 @@ def make_blocks(
             streaming=arguments.streaming,
             counts=counts,
         )
-        stream = _tokenize(rows, tokenizer, column, document_column, document_start, counts)
+        reader = TextTokenizer(tokenizer, split_special_tokens)
+        stream = _tokenize(rows, reader, column, document_column, document_start, counts)
         for block in islice(_cut(stream, start, arguments, counts), limit):
             yield {name: block[name].tobytes() for name in names}
         if not counts["blocks"]:
@@ -103,6 +109,7 @@ def make_blocks(
         arguments.text_column,
         arguments.document_column,
         _identify_tokenizer(tokenizer),
+        split_special_tokens,
         start,
         arguments.block_length,
         arguments.separate_documents,
@@ -224,7 +231,7 @@ def counts_table(title: str, counts: dict[str, int]) -> str:
 
 def _tokenize(
     rows: Iterator[Row],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: TextTokenizer,
     column: str,
     document_column: str | None,
     document_start: list[int],
@@ -233,15 +240,18 @@ def _tokenize(
     """Yields the next token ids, (tokens,), and the number of each one's document, (tokens,)."""
     before = None
     for batch in _batches(rows, column):
-        texts = [row[column] + "\n" for row in batch]
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        pieces, numbers = [], []
-        for row, ids in zip(batch, encoded, strict=True):
+        begins = []  # whether a row begins a document
+        for row in batch:
             document = (row.get(document_column),) if document_column else None
-            if document is None or document != before:
-                counts["documents"] += 1
-                ids = [*document_start, *ids]
+            begins.append(document is None or document != before)
             before = document
+        texts = [row[column] + "\n" for row in batch]
+        firsts = iter(tokenizer.ids([*compress(texts, begins)]))
+        others = iter(tokenizer.continued.ids([*compress(texts, map(not_, begins))]))
+        pieces, numbers = [], []
+        for begin in begins:
+            ids = [*document_start, *next(firsts)] if begin else next(others)
+            counts["documents"] += begin
             pieces.append(np.array(ids, dtype=np.int32))
             numbers.append(counts["documents"])
         counts["tokens"] += sum(map(len, pieces))

@@ -71,7 +71,11 @@ def checked(text: str, what: str) -> str:
     if not text.strip():
         raise refused(f"The {what} is empty: write something.")
     limit = min(MOST_TOKENS, model.magnet_settings.max_length // 2)
-    count = len(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    try:
+        (token_ids,) = model.text_tokenizer.ids([text])
+    except ValueError as error:  # no Unicode text
+        raise refused(f"The {what} cannot be read: {error}.") from error
+    count = len(token_ids)
     if count > limit:
         raise refused(f"The {what} has {count} tokens, this page takes {limit}: shorten it.")
     return text
@@ -154,12 +158,13 @@ class Stopped(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-def streamed(write: Callable[..., str]) -> Iterator[str]:
-    """The text that `write(streamer=..., stopping_criteria=...)` returns, as it grows.
+def streamed(write: Callable[..., str], before: str) -> Iterator[str]:
+    """The text that `write(streamer=..., stopping_criteria=...)` returns, as it grows after `before`.
 
     It writes in a thread of its own. When the reader goes away, so does the thread.
     """
-    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    tokenizer = model.text_tokenizer.continued if before else model.text_tokenizer
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     gone = Event()
 
     def run() -> str:
@@ -224,7 +229,10 @@ def infill(
             return
         for _ in range(samples):
             filled.append([""])
-            for middle in streamed(lambda **more: model.infill(*parts, **arguments, **more)):
+            before = parts[0].rstrip(" ")
+            for middle in streamed(
+                lambda **more: model.infill(*parts, **arguments, **more), before
+            ):
                 # a streamer sees the token's own space too, where the text before the blank ends with one
                 filled[-1] = [middle.lstrip(" ") if parts[0].endswith(" ") else middle]
                 yield boxes(parts, filled)
@@ -248,20 +256,20 @@ def boxes(parts: list[str], filled: list[list[str]]) -> list:
 
 def generate(prompt: str, most: int, temperature: float, seed: int) -> Iterator[tuple[list, list]]:
     """Continue a prompt with the adapter, then without it; yields both boxes' content."""
-    inputs = model.tokenizer(checked(prompt, "prompt"), return_tensors="pt").to(model.device)
-    given = model.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+    given = model.text_tokenizer.ids([checked(prompt, "prompt")], add_special_tokens=True)
+    inputs = torch.tensor(given, device=model.device)  # (1, tokens)
 
     def write(**more) -> str:
         set_seed(int(seed or 0))
         token_ids = model.generate(
-            **inputs,
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=int(most),
             pad_token_id=model.magnet_settings.end_token_id,
             **sampling(temperature),
             **more,
         )
-        text = model.tokenizer.decode(token_ids[0], skip_special_tokens=True)
-        return text.removeprefix(given)
+        return model.text_tokenizer.continued.decode(token_ids[0, inputs.shape[1] :].tolist())
 
     def write_as_base(**more) -> str:  # the adapter is off for the thread that says so
         with model.without_adapter():
@@ -271,10 +279,10 @@ def generate(prompt: str, most: int, temperature: float, seed: int) -> Iterator[
         return [(prompt, None), (text, WRITTEN)] if text else [(prompt, None)]
 
     adapted = ""
-    for adapted in streamed(write):
+    for adapted in streamed(write, prompt):
         yield marked(adapted), []
     if has_adapter:
-        for text in streamed(write_as_base):
+        for text in streamed(write_as_base, prompt):
             yield marked(adapted), marked(text)
 
 

@@ -338,7 +338,8 @@ def generate(
     magnet generate outputs/mine/adapter "Once upon a time" --without-adapter
 
     Each line that is written holds `index`, `prompt`, `continuation` and `text`, both together; with
-    --samples also `sample`. A single prompt on a terminal is streamed as plain text.
+    --samples also `sample`. A single prompt on a terminal is streamed as plain text. A control token that
+    is spelled out in a prompt is text, unless the checkpoint's split_special_tokens is false.
 
     With --output FILE, an older file stays until all lines are written; if the run fails, for good.
     Lines on standard output come as they are written: for a long run, > FILE keeps what there is.

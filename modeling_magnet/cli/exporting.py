@@ -167,7 +167,10 @@ def _write_sentence_transformers_files(model: Any, folder: Path) -> None:
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
             for i, (path, name) in enumerate(types.items())
         ],
-        "sentence_bert_config.json": {"max_seq_length": settings.max_length},
+        "sentence_bert_config.json": {
+            "max_seq_length": settings.max_length,
+            "processing_kwargs": {"text": {"split_special_tokens": settings.split_special_tokens}},
+        },
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
             "prompts": settings.sentence_transformers_prompts,

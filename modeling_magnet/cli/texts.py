@@ -9,12 +9,10 @@ import torch
 import typer
 from transformers import TextStreamer, set_seed
 
+from ..tokenizing import TextTokenizer
 from .gaps import Gap, gap_of
 from .reading import Row, batches
 from .writing import Skipped, json_line
-
-DECODED_BEFORE = 4
-"""Tokens before new text that are decoded with it: some vocabularies drop a text's first space."""
 
 
 def sampling(
@@ -113,7 +111,7 @@ def generate_rows(
 
     def prompts() -> Iterator[tuple[Row, list[int]]]:
         for row in skipped.filter(rows):
-            token_ids = model.tokenizer(row.value)["input_ids"]
+            (token_ids,) = model.text_tokenizer.ids([row.value], add_special_tokens=True)
             if token_ids:
                 yield row, token_ids
             else:
@@ -123,8 +121,10 @@ def generate_rows(
 
     for batch in batches(prompts(), batch_size):
         samples = continuations(model, [token_ids for _, token_ids in batch], arguments)
-        for (row, _), texts in zip(batch, samples, strict=True):
-            for sample, text in enumerate(texts):
+        for (row, _), written in zip(batch, samples, strict=True):
+            decoder = _decoder(model, row.value)
+            for sample, ids in enumerate(written):
+                text = decoder.decode(ids)
                 content = {"index": row.index, "prompt": row.value, "continuation": text}
                 _write(file, {**content, "text": row.value + text}, sample, arguments)
             done += 1
@@ -134,8 +134,8 @@ def generate_rows(
 
 def continuations(
     model: Any, prompts: list[list[int]], arguments: dict[str, Any]
-) -> list[list[str]]:
-    """The samples of each prompt's continuation, decoded together as one left-padded batch."""
+) -> list[list[list[int]]]:
+    """The samples of each prompt's continuation, written together as one left-padded batch."""
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     ids = [[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
@@ -147,39 +147,30 @@ def continuations(
         attention_mask=torch.tensor(mask, device=model.device),
         **arguments,
     )[:, longest:]
-    samples = written.split(len(written) // len(prompts))
+    return [rows.tolist() for rows in written.split(len(written) // len(prompts))]
 
-    def text(prompt: list[int], ids: list[int]) -> str:
-        before = prompt[-DECODED_BEFORE:]
-        context, whole = (
-            model.tokenizer.decode(part, skip_special_tokens=True)
-            for part in (before, before + ids)
-        )
-        return whole.removeprefix(context)
 
-    return [
-        [text(prompt, ids) for ids in rows.tolist()]
-        for prompt, rows in zip(prompts, samples, strict=True)
-    ]
+def _decoder(model: Any, before: str) -> TextTokenizer:
+    """What decodes text that is written after other text, which may be empty."""
+    return model.text_tokenizer.continued if before else model.text_tokenizer
 
 
 class Streamer(TextStreamer):
     """Writes new text to standard output as it comes.
 
     Args:
-        tokenizer: of the model.
-        before: the tokens that the new text stands behind.
+        model: that writes.
+        before: the text that the new text stands after.
         after_space: leave out the new text's first spaces.
     """
 
-    def __init__(self, tokenizer: Any, before: list[int], after_space: bool = False):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.token_cache = before[-DECODED_BEFORE:]
-        self.print_len = len(tokenizer.decode(self.token_cache, skip_special_tokens=True))
+    def __init__(self, model: Any, before: str, after_space: bool = False):
+        decoder: Any = _decoder(model, before)
+        super().__init__(decoder, skip_prompt=True, skip_special_tokens=True)
         self.after_space = after_space
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Write a piece; behind a space it begins with none."""
+        """Write a piece; after a space it begins with none."""
         if self.after_space:
             text = text.lstrip(" ")
             self.after_space = not text
@@ -191,8 +182,7 @@ def stream_infill(model: Any, gap: Gap, arguments: dict[str, Any]) -> None:
     """Write prefix, middle as it comes, and suffix, of what `check_stream` lets through."""
     prefix, suffix = gap.parts
     typer.echo(prefix, nl=False)
-    before = model.tokenizer(prefix.rstrip(" "))["input_ids"]
-    streamer = Streamer(model.tokenizer, before, after_space=prefix.endswith(" "))
+    streamer = Streamer(model, prefix.rstrip(" "), after_space=prefix.endswith(" "))
     model.infill(prefix, suffix, span_length=gap.span_length, streamer=streamer, **arguments)
     typer.echo(suffix)
 
@@ -203,11 +193,11 @@ def stream_generate(model: Any, prompt: str, arguments: dict[str, Any]) -> None:
     Raises:
         ValueError: there is nothing to begin with.
     """
-    token_ids = model.tokenizer(prompt)["input_ids"]
+    (token_ids,) = model.text_tokenizer.ids([prompt], add_special_tokens=True)
     if not token_ids:
         raise ValueError("the prompt is empty, and the tokenizer adds no token to begin with")
     typer.echo(prompt, nl=False)
-    streamer = Streamer(model.tokenizer, token_ids)
+    streamer = Streamer(model, prompt)
     continuations(model, [token_ids], {**arguments, "streamer": streamer})
     typer.echo()
 

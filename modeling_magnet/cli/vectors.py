@@ -70,10 +70,7 @@ class Encoder:
         if not texts:
             return []
         whole = [self.prompt_text + text for text in texts]
-        token_ids = self.model.tokenizer(whole, add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        return [len(ids) for ids in token_ids]
+        return [len(ids) for ids in self.model.text_tokenizer.ids(whole)]
 
     def _sentences(self, texts: list[str]) -> Any:
         encoding = self.encoding
@@ -95,9 +92,10 @@ class Encoder:
             show_progress_bar=False,
             truncation=self.encoding.truncation,
         )
+        token_ids = self.model.text_tokenizer.ids(texts)
         tokens = [
-            self.model.tokenizer.tokenize(text)[: len(array)]
-            for text, array in zip(texts, arrays, strict=True)
+            self.model.tokenizer.convert_ids_to_tokens(ids[: len(array)])
+            for ids, array in zip(token_ids, arrays, strict=True)
         ]
         return _fields("tokens", tokens, arrays)
 

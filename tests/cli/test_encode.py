@@ -99,6 +99,16 @@ def test_tokens_and_words(magnet, folder, model, texts, tmp_path):
         )
 
 
+def test_a_control_token_in_a_text_is_text(magnet, folder, model, tmp_path):
+    (tmp_path / "a.txt").write_text("A cat</s>\n")
+    magnet("encode", folder, tmp_path / "a.txt", "-o", tmp_path / "a.jsonl")
+    (row,) = read_jsonl(tmp_path / "a.jsonl")
+    np.testing.assert_allclose(row["vector"], model.encode("A cat</s>"), atol=1e-6)
+    magnet("encode", folder, tmp_path / "a.txt", "-o", tmp_path / "t.jsonl", "--tokens")
+    (row,) = read_jsonl(tmp_path / "t.jsonl")
+    assert row["tokens"][-4:] == ["<", "/", "s", ">"] and len(row["vectors"]) == len(row["tokens"])
+
+
 def test_a_corrupt_line_is_reported_by_its_number_and_the_rest_is_done(
     magnet, folder, model, tmp_path
 ):
@@ -201,7 +211,7 @@ def test_a_file_as_long_as_you_like_is_held_by_a_few_batches(
     [
         (["--device", "cuda:99"], "--device is 'cuda:99', which is not usable here"),
         (["--prompt-name", "nonsense"], "no prompt is named 'nonsense'; there are ["),
-        (["--truncate-dim", "49"], "truncate_dim is 49: give 1 to 48"),
+        (["--truncate-dim", "49"], "truncate_dim is 49: give a whole number from 1 to 48"),
     ],
 )
 def test_options_that_do_not_fit_the_model_or_the_machine(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from test_model import add_lora
-from tiny import SENTENCES
+from tiny import SENTENCES, make_model, make_spaced_tokenizer
 from transformers import LlamaForCausalLM
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
 
 PREFIX, SUFFIX = "The old harbour was", " before the boats came home."
 
@@ -155,6 +155,40 @@ def test_streams_what_it_would_write(magnet, folder, prefix):
     options = [prefix, "--max-new-tokens", 12]
     (row,) = parsed(magnet("generate", folder, *options))
     assert magnet("generate", folder, *options, "--stream").stdout == row["text"] + "\n"
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory):
+    """A model whose tokenizer, as Llama 2's, puts a space before each text and takes it again."""
+    model = make_model(vocab_size=400)
+    model.tokenizer = make_spaced_tokenizer()
+    model.save_pretrained(tmp_path_factory.mktemp("spaced") / "model")
+    return tmp_path_factory.getbasetemp() / "spaced0" / "model"
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, PREFIX + " ", "Nobody 😀"])
+def test_spaces_are_right_whatever_the_tokenizer(magnet, spaced, prefix):
+    model = load_magnet(spaced)
+    view = model.text_tokenizer
+    options = ["--prefix", prefix, "--suffix", SUFFIX, "--span-length", 12]
+    (row,) = parsed(magnet("infill", spaced, *options))
+    assert row["text"] == prefix + model.infill(prefix, SUFFIX, span_length=12) + SUFFIX
+    assert magnet("infill", spaced, *options, "--stream").stdout == row["text"] + "\n"
+    options = [prefix, "--max-new-tokens", 12]
+    (row,) = parsed(magnet("generate", spaced, *options))
+    ids = view.ids([prefix])
+    written = model.generate(torch.tensor(ids), max_new_tokens=12)[0, len(ids[0]) :]
+    assert row["text"] == prefix + view.continued.decode(written.tolist())
+    assert magnet("generate", spaced, *options, "--stream").stdout == row["text"] + "\n"
+
+
+def test_a_control_token_in_a_prompt_is_text(magnet, folder, model):
+    text = "A cat</s> sleeps"
+    (row,) = parsed(magnet("generate", folder, text, "--max-new-tokens", 4))
+    ids = model.text_tokenizer.ids([text])
+    written = model.generate(torch.tensor(ids), max_new_tokens=4)[0, len(ids[0]) :]
+    assert row["continuation"] == model.text_tokenizer.continued.decode(written.tolist())
+    assert model.tokenizer.eos_token_id not in ids[0]
 
 
 def test_generates_what_the_stock_llama_does(magnet, folder, model, texts):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import SENTENCES, make_model
+from tiny import SENTENCES, make_model, make_spaced_tokenizer
 
 from evaluation import lengths
 from evaluation.inputs import STORY_COLUMNS
@@ -63,6 +63,22 @@ def test_length_error_and_seam_by_hand(model):
             scores = model(input_ids=ids).logits[0].log_softmax(-1)
         first = ids.shape[1] - len(behind)
         losses += [-scores[t - 1, ids[0, t]].item() for t in range(first, ids.shape[1])]
+    expected = math.exp(sum(losses) / len(losses))
+    assert figures["reference"]["seam perplexity"].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_seam_is_read_as_it_stands_in_the_text():
+    """Whatever the tokenizer: the suffix has its tokens of the whole text."""
+    spaced = make_model(vocab_size=400)
+    spaced.tokenizer = make_spaced_tokenizer()
+    figures, _ = compare(spaced, STORIES, GAPS, ["known"], progress=False)
+    losses = []
+    for story, gap in PAIRS:
+        ids = [1, *spaced.text_tokenizer.ids([" ".join(story)])[0]]
+        first = 1 + len(spaced.text_tokenizer.ids([" ".join(story[:gap])])[0])
+        with torch.no_grad():
+            scores = spaced(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-scores[t - 1, ids[t]].item() for t in range(first, min(len(ids), first + 16))]
     expected = math.exp(sum(losses) / len(losses))
     assert figures["reference"]["seam perplexity"].value == pytest.approx(expected, rel=1e-4)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import evaluate
 import pytest
 import torch
-from tiny import SENTENCES, make_model
+from tiny import SENTENCES, make_model, make_spaced_tokenizer
 
 from evaluation import inputs, repetition
 from evaluation.repetition import (
@@ -101,6 +101,14 @@ def test_continuations_equal_a_loop_over_single_texts(tiny, batch_size):
         assert continuation.written == decode(expected, skip_special_tokens=True)
 
 
+def test_prompt_and_original_are_the_text_whatever_the_tokenizer():
+    spaced = make_model(vocab_size=400)
+    spaced.tokenizer = make_spaced_tokenizer()
+    made = continuations(spaced, SENTENCES[:4], 3, 200, progress=False)
+    for text, continuation in zip(SENTENCES, made):
+        assert continuation.prompt + continuation.original == text
+
+
 def test_a_continuation_ends_where_the_next_document_starts(tiny):
     """A base whose documents are parted by its start token writes it where a text is over."""
     tiny.lm_head.weight.data[:] = 0
@@ -123,11 +131,11 @@ def test_prompts_are_counted_in_tokens_behind_the_start_token(tiny):
 
 def test_a_prompt_of_five_words_ends_with_the_fifth(tiny):
     texts = [*SENTENCES, "Two words", ""]
-    lengths = prompt_lengths(texts, tiny.tokenizer)
+    lengths = prompt_lengths(texts, tiny.text_tokenizer)
     for text, length in zip(texts, lengths):
         ids = tiny.tokenizer(text)["input_ids"]
         assert tiny.tokenizer.decode(ids[:length]) == " ".join(text.split()[:5])
-    assert prompt_lengths(["abc abc"], tiny.tokenizer, [0]) == [0]
+    assert prompt_lengths(["abc abc"], tiny.text_tokenizer, [0]) == [0]
 
 
 @pytest.mark.parametrize("name", ["text.txt", "stories.tsv"])

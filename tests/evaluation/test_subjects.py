@@ -363,7 +363,7 @@ def test_errors_of_texts(subjects):
     for subject in subjects:
         with pytest.raises(TypeError, match="got the string 'one': give a sequence"):
             subject.encode("one")
-        with pytest.raises(TypeError, match="entry 1 is int"):
+        with pytest.raises(TypeError, match="text 1 is int"):
             subject.encode(["one", 2])
         if not subject.name.startswith("sentence-transformers"):
             with pytest.raises(TypeError, match="got the string 'one': give a sequence"):

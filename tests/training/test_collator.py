@@ -162,6 +162,16 @@ def test_long_pairs_are_cut_to_pair_length():
     assert collate([item])["pair_input_ids"].shape == (2, 1, 18)  # start and end token come on top
 
 
+def test_a_control_token_in_a_pair_is_text():
+    pairs = [("A cat</s>", "A </s>cat")]
+    block = items(1)[0].block
+    for split in (True, False):
+        collate = make_collator()
+        collate.settings.split_special_tokens = split
+        ids = collate([Item(0, block, None, pairs)])["pair_input_ids"]
+        assert (1 in ids) is not split
+
+
 def test_one_column_is_its_own_positive_and_a_third_is_a_hard_negative():
     collate = make_collator()
     for views, made in ((2, [("a",)]), (2, [("a", "b")]), (3, [("a", "b", "c")])):

@@ -16,9 +16,10 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SENTENCES, make_tokenizer
+from tiny import SENTENCES, make_spaced_tokenizer, make_tokenizer
 from torch.utils.data import DataLoader
 
+from modeling_magnet.tokenizing import TextTokenizer
 from training import sources, tables
 from training.arguments import DataArguments
 from training.data import (
@@ -274,6 +275,25 @@ def test_rows_of_a_document_follow_each_other(tmp_path):
     starts = sum((blocks[i][0][1:] == START).sum() for i in range(len(blocks)))
     changes = sum((np.diff(blocks[i][1]) > 0).sum() for i in range(len(blocks)))
     assert starts == changes == 4
+
+
+def test_rows_that_continue_a_document_get_no_space_of_their_own(tmp_path):
+    rows = [{"text": text, "title": n // 3} for n, text in enumerate(SENTENCES)]
+    options = {"document_column": "title", "separate_documents": True, "block_length": 12}
+    tokenizer = make_spaced_tokenizer()
+    blocks = make_blocks(arguments(tmp_path, rows, **options), tokenizer, tokenizer.bos_token_id)
+    stream = np.concatenate([blocks[i][0] for i in range(len(blocks))]).tolist()
+    whole = ["".join(text + "\n" for text in part) for part in (SENTENCES[:3], SENTENCES[3:])]
+    text = "".join(TextTokenizer(tokenizer).continued.decode(stream))
+    assert "".join(f" {document}" for document in whole).startswith(text)
+
+
+def test_a_control_token_in_the_text_is_text(tmp_path):
+    end, rows = TOKENIZER.eos_token_id, texts(*["a</s>b"] * 9)
+    for split in (True, False):
+        data = arguments(tmp_path, rows, block_length=8)
+        blocks = make_blocks(data, TOKENIZER, START, split_special_tokens=split)
+        assert any(end in blocks[i][0] for i in range(len(blocks))) is not split
 
 
 def test_text_is_tokenized_in_batches_that_do_not_show(tmp_path, monkeypatch):

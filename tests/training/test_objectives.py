@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from oracle import allowed
-from tiny import make_model
+from tiny import make_model, make_spaced_tokenizer
 from torch import nn
 
 from training.arguments import ModelArguments
@@ -246,6 +246,14 @@ def test_start_token_is_the_one_with_the_lowest_perplexity(base_model):
 def test_a_mask_that_is_several_tokens_is_refused():
     with pytest.raises(ValueError, match=r"mask_token is '<mask>', which is \d+ tokens"):
         single_token_id(make_model().tokenizer, "<mask>", "mask_token")
+
+
+def test_a_named_token_is_the_one_inside_a_text_or_a_control_token():
+    tokenizer = make_spaced_tokenizer()
+    for name in (",", "</s>", "▁and"):
+        text = name.replace("▁", " ")
+        token_id = tokenizer.convert_tokens_to_ids(name)
+        assert single_token_id(tokenizer, text, "mask_token") == token_id
 
 
 def test_the_class_can_be_made_from_a_config():
