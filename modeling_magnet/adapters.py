@@ -102,6 +102,7 @@ class AdapterMixin(CausalLM):
         if name in getattr(self, "peft_config", {}):
             raise ValueError(f"the model has an adapter named {name!r}: give adapter_name another")
         adapter_config.base_model_name_or_path = self.name_or_path
+        adapter_config.task_type = adapter_config.task_type or "CAUSAL_LM"  # or PEFT cannot open it
         _peft().inject_adapter_in_model(adapter_config, self, name)
         self._hf_peft_config_loaded = True
         self.set_adapter(name)

