@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo, HfApi
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -95,7 +96,8 @@ class SavingMixin(CheckpointMixin):
 
         Args:
             save_directory: the folder.
-            is_main_process: only the main process of several writes.
+            is_main_process: only the main process of several writes, and of those only the first of
+                `torch.distributed`. Weights that are sharded are gathered: then call it in each.
             push_to_hub: then upload what was written to `repo_id` (default: the folder's name), with
                 the arguments of `push_to_hub`.
             kwargs: other arguments of transformers' `save_pretrained`.
@@ -107,11 +109,18 @@ class SavingMixin(CheckpointMixin):
             >>> model.save_pretrained("my-magnet")
             >>> same = AutoModel.from_pretrained("my-magnet", trust_remote_code=True)
         """
+        if kwargs.get("distributed_checkpoint"):  # all processes write it in place, to resume from
+            return super().save_pretrained(
+                save_directory, is_main_process, push_to_hub=push_to_hub, **kwargs
+            )
         target = Path(save_directory).absolute()
         if target.exists() and not target.is_dir():
             raise FileExistsError(f"{target} is a file: give a folder")
         hub = {k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs} if push_to_hub else {}
-        if not is_main_process:
+        if not (is_main_process and _is_first_process()):
+            if self._tp_size is not None:  # every process holds a part of the weights
+                with tempfile.TemporaryDirectory() as nowhere:
+                    super().save_pretrained(nowhere, is_main_process=False, **kwargs)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         stale = self._stale(kwargs.get("variant"))
@@ -290,6 +299,12 @@ class SavingMixin(CheckpointMixin):
         }
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_first_process() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+        torch.distributed.get_rank() == 0
+    )
 
 
 def _with_content(pattern: str) -> tuple[str, str]:

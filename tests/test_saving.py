@@ -316,3 +316,34 @@ def test_what_is_pushed_replaces_what_would_be_read_with_it(tmp_path):
     assert "model.ema.safetensors" in weights
     assert not {"secret.txt", "checkpoint-1/optimizer.pt", "chat_template.jinja"} & files
     assert {"tokenizer.json", "modules.json", "README.md"} <= files
+
+
+IN_EACH_PROCESS = """
+import sys
+import torch.distributed
+from modeling_magnet import MagnetLlamaForCausalLM
+model = MagnetLlamaForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto")
+model.save_pretrained(sys.argv[2])
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_weights_in_parts_are_gathered_from_every_process(tmp_path, tiny):
+    """Called in each, as transformers asks; the first alone writes."""
+    tiny.save_pretrained(tmp_path / "m")
+    (tmp_path / "save.py").write_text(IN_EACH_PROCESS)
+    command = [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        tmp_path / "save.py",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, tmp_path / "m", tmp_path / "again"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(tmp_path / "again").keys() == contents(tmp_path / "m").keys()
+    np.testing.assert_allclose(magnet(tmp_path / "again"), tiny.encode(SENTENCES[0]), atol=1e-6)
