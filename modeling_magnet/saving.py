@@ -103,7 +103,7 @@ class SavingMixin(CheckpointMixin):
             kwargs: other arguments of transformers' `save_pretrained`.
 
         Raises:
-            FileExistsError: `save_directory` is a file.
+            FileExistsError: `save_directory` is a file, or a link to nothing.
 
         Example:
             >>> model.save_pretrained("my-magnet")
@@ -114,8 +114,8 @@ class SavingMixin(CheckpointMixin):
                 save_directory, is_main_process, push_to_hub=push_to_hub, **kwargs
             )
         target = Path(save_directory).absolute()
-        if target.exists() and not target.is_dir():
-            raise FileExistsError(f"{target} is a file: give a folder")
+        if os.path.lexists(target) and not target.is_dir():
+            raise FileExistsError(f"{target} is a file or a link to nothing: give a folder")
         hub = {k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs} if push_to_hub else {}
         if not (is_main_process and _is_first_process()):
             if self._tp_size is not None:  # every process holds a part of the weights

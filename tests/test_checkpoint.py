@@ -269,8 +269,10 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, tiny, existing):
 
 def test_a_file_in_the_way(tmp_path, tiny):
     (tmp_path / "m").write_text("a file")
-    with pytest.raises(FileExistsError, match="is a file"):
-        tiny.save_pretrained(tmp_path / "m")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("m", "link"):
+        with pytest.raises(FileExistsError, match="is a file or a link to nothing: give a folder"):
+            tiny.save_pretrained(tmp_path / name)
 
 
 PUSH = """
