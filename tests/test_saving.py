@@ -271,7 +271,8 @@ def test_a_model_without_a_tokenizer_is_saved_with_a_warning(tmp_path, tiny):
     model.config.magnet = {"start_token_id": 5}
     with pytest.warns(UserWarning, match=r"has no tokenizer: set model\.tokenizer .* Saved are we"):
         model.save_pretrained(tmp_path / "m")
-    assert not [name for name in names(tmp_path / "m") if "token" in name or "modules" in name]
+    needs_one = {"tokenizer.json", "tokenizer_config.json", "modules.json", "README.md"}
+    assert not names(tmp_path / "m") & needs_one
     loaded = AutoModel.from_pretrained(tmp_path / "m", trust_remote_code=True)
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert loaded.config.magnet == {"start_token_id": 5}
@@ -279,7 +280,7 @@ def test_a_model_without_a_tokenizer_is_saved_with_a_warning(tmp_path, tiny):
         loaded.encode("a")
     loaded.tokenizer = tiny.tokenizer
     loaded.save_pretrained(tmp_path / "m")
-    assert names(tmp_path / "m") >= {"tokenizer.json", "modules.json", "README.md"}
+    assert names(tmp_path / "m") >= needs_one
     assert magnet(tmp_path / "m").shape == (48,)
 
 
