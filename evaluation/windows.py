@@ -185,9 +185,12 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument(
         "--windows", type=int, nargs="+", default=WINDOWS, help="tokens around the span"
     )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights"
+    )
     parser.add_argument("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
-    model = load_model(options.model, options.start_token)
+    model = load_model(options.model, options.start_token, getattr(torch, options.dtype))
     texts = read_articles(options.text)
     articles = middles(texts, model, options.seed, options.limit, max(options.windows))
     figures = measure_windows(model, articles, sorted(options.windows), options.seed)
