@@ -18,6 +18,7 @@ from .checks import whole_number  # noqa: F401
 from .compat import named_cache  # noqa: F401
 from .devices import inference_model  # noqa: F401
 from .encoding import EncodingMixin  # noqa: F401
+from .gguf_cache import dequantized  # noqa: F401
 from .infilling import InfillingMixin  # noqa: F401
 from .masking import sliding_window  # noqa: F401
 from .mixin import CausalLM  # noqa: F401

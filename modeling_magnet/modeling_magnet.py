@@ -27,6 +27,7 @@ from .checks import whole_number  # noqa: F401
 from .compat import cache_in, named_cache
 from .devices import as_asked
 from .encoding import EncodingMixin
+from .gguf_cache import dequantized  # noqa: F401
 from .infilling import InfillingMixin
 from .masking import (
     attention_arguments,

@@ -1,0 +1,146 @@
+"""A GGUF file's model as safetensors: dequantized once, kept among the assets of the Hub's cache.
+
+transformers reads the header of a GGUF file anew for config, weights and tokenizer, and dequantizes
+every weight, each time that the file is loaded.
+"""
+
+import functools
+import importlib.metadata
+import json
+import os
+from collections.abc import Container
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import cached_assets_path
+from huggingface_hub.utils import WeakFileLock
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file, logging
+
+from .aside import written_aside
+
+logger = logging.get_logger(__name__)
+
+LARGEST = 1 << 30
+"""Bytes of a GGUF file whose model is kept: in float32 it takes up to eight times the room."""
+
+HASHES = "sha256.json"
+"""Stands beside the files that it vouches for."""
+
+
+def dequantized(
+    place: str | os.PathLike, gguf_file: str, model_types: Container[str], **found
+) -> Path | None:
+    """The folder with a GGUF file's model in float32 and its tokenizer, which loads as any other.
+
+    The folder is made when it is first asked for, by one process while others wait. Its name holds
+    the file's hash and the releases of transformers and gguf that made it. Each process that reads it
+    checks it first, and makes it anew where a byte differs. It may be removed at any time. A
+    tokenizer that does not come back from its files as it was is left out.
+
+    Args:
+        place: the folder or Hub id that has the file.
+        gguf_file: its name.
+        model_types: those to keep; a file of another is left alone.
+        found: further arguments of `from_pretrained` that find the file.
+
+    Returns:
+        The folder. None where there is none: the file is not found, larger than `LARGEST` or of
+        another model type, gguf is not installed, or the cache cannot be written to (with a warning).
+    """
+    try:
+        path: Any = cached_file(place, gguf_file, **found)
+        gguf = importlib.metadata.version("gguf")
+    except (OSError, importlib.metadata.PackageNotFoundError):
+        return None  # loading says so
+    file = Path(path)
+    if file.stat().st_size > LARGEST:
+        return None
+    name = f"{_hash(file)}-transformers-{transformers.__version__}-gguf-{gguf}"
+    try:
+        folder = cached_assets_path("magnet", "gguf", file.stem) / name
+        if not _is_whole(folder):
+            with WeakFileLock(folder.with_name(f"{name}.lock")):
+                if not _is_whole(folder) and not _make(folder, file, model_types):
+                    return None
+    except OSError as error:
+        logger.warning(f"{file} is dequantized each time: its model could not be kept ({error})")
+        return None
+    return folder
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder of `dequantized` has the tokenizer too."""
+    return (folder / "tokenizer_config.json").exists()
+
+
+def _make(folder: Path, file: Path, model_types: Container[str]) -> bool:
+    """Fill the folder; False if the file is of a model type that is not kept."""
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+    }
+    config = AutoConfig.from_pretrained(**source)
+    if config.model_type not in model_types:
+        return False
+    model: Any = AutoModelForCausalLM.from_pretrained(config=config, dtype=torch.float32, **source)
+    model.hf_quantizer = None  # the weights are plain; these two would stop saving
+    model.config.__dict__.pop("quantization_config", None)
+    with written_aside(folder) as aside:
+        model.save_pretrained(aside)
+        _save_tokenizer(source, aside)
+        hashes = {path.name: _hash(path) for path in aside.iterdir()}
+        (aside / HASHES).write_text(json.dumps(hashes), encoding="utf-8")
+    return True
+
+
+def _save_tokenizer(source: dict[str, Any], folder: Path) -> None:
+    """Add the tokenizer, if it comes back as it was: some releases read their own files otherwise."""
+    written: tuple[str, ...] = ()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        written = tokenizer.save_pretrained(folder)
+        same = _content(AutoTokenizer.from_pretrained(folder)) == _content(tokenizer)
+    except Exception:  # of any kind, and met again where the tokenizer is asked for
+        same = False
+    if not same:
+        for path in written:
+            Path(path).unlink(missing_ok=True)
+
+
+def _content(tokenizer) -> tuple:
+    return (
+        type(tokenizer),
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.special_tokens_map,
+        tokenizer.chat_template,
+        tokenizer.padding_side,
+        tokenizer.model_max_length,
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of the folder is, byte for byte, what was written."""
+    try:
+        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+        return all(_hash(folder / name) == expected for name, expected in hashes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _hash(path: Path) -> str:
+    """The SHA-256 of a file's content, computed once in a process while the file stays as it is."""
+    found = path.stat()
+    return _computed_hash(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache
+def _computed_hash(path: Path, *_) -> str:
+    digest = sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return digest.hexdigest()
