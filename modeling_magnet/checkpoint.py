@@ -209,16 +209,17 @@ class CheckpointMixin(AdapterMixin):
 
     @classmethod
     def _check_architecture(cls, place: str, kwargs: dict) -> None:
-        """Raise where transformers would load what fits by name and make up the rest."""
+        """Raise where transformers would load what fits by name and make up the rest.
+
+        Without a config it makes up that too: the base class's defaults, such as a Llama of 7 billion
+        weights.
+        """
         own_config: Any = cls.config_class
         mine, config = own_config.model_type, kwargs.get("config")
-        try:
-            if isinstance(config, PreTrainedConfig):
-                found = config.model_type
-            else:
-                found = model_type_of(place if config is None else config, **kwargs)
-        except OSError:  # loading says what is missing
-            return
+        if isinstance(config, PreTrainedConfig):
+            found = config.model_type
+        else:
+            found = model_type_of(place if config is None else config, **kwargs)
         if found == mine:
             return
         if found not in ARCHITECTURES:

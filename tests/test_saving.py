@@ -140,6 +140,14 @@ def test_a_closed_folder_is_refused_by_every_reader(tmp_path, tiny):
             load(tmp_path / "m")
 
 
+def test_a_folder_without_a_config_is_refused(tmp_path, tiny):
+    """transformers makes up the config of a Llama of 7 billion weights."""
+    tiny.save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "config.json").unlink()
+    with pytest.raises(OSError, match=r"found no config\.json with a model_type in"):
+        MagnetLlamaForCausalLM.from_pretrained(tmp_path / "m")
+
+
 def test_a_variant_is_saved_beside_the_others(tmp_path, tiny):
     target = tmp_path / "m"
     ema = make_model(seed=1)
@@ -342,7 +350,7 @@ def test_weights_in_parts_are_gathered_from_every_process(tmp_path, tiny):
     ]
     done = subprocess.run(
         [sys.executable, "-m", *command, tmp_path / "m", tmp_path / "again"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
