@@ -238,14 +238,19 @@ def test_the_model_stands_without_the_command(folder):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_the_real_model(magnet, base_model, tmp_path, monkeypatch):
-    """SmolLM2, from the package that carries it; its exported encoder gives the same vectors."""
+def test_a_gguf_file_that_a_package_carries(magnet, packaged, texts, tmp_path):
+    magnet("encode", packaged, texts, "-o", tmp_path / "v.npy")
+    expected = MagnetLlamaForCausalLM.from_pretrained(packaged).encode(SENTENCES)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+    assert (
+        "settings             defaults: the checkpoint has none" in magnet("info", packaged).stdout
+    )
+
+
+def test_the_real_model_as_an_encoder(base_model, tmp_path):
+    """SmolLM2, whose tokenizer has a chat template, gives the same vectors where no code is run."""
     texts = ["A cat sleeps.", "A dog runs."]
-    (tmp_path / "a.txt").write_text("\n".join(texts))
-    monkeypatch.setattr(base_model.config, "magnet", {"start_token_id": 1})  # its tokenizer's
     expected = base_model.encode(texts)
-    magnet("encode", BASE, tmp_path / "a.txt", "-o", tmp_path / "v.npy")
-    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-4)
     exporting.export(base_model, "encoder", tmp_path / "encoder")
     found = SentenceTransformer(str(tmp_path / "encoder")).encode(texts)
     np.testing.assert_allclose(found, expected, atol=1e-3)
