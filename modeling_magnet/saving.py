@@ -19,7 +19,7 @@ from .settings import MagnetSettings
 MODEL_CARD = """---
 library_name: transformers
 pipeline_tag: sentence-similarity
-tags: [magnet, sentence-transformers, feature-extraction, text-infilling, text-generation]
+tags: [magnet, text-infilling, text-generation, sentence-transformers]
 widget:
 - source_sentence: A cat sleeps on the warm stones.
   sentences:

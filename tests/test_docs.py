@@ -75,6 +75,14 @@ CLAIMS = {
         lambda left, desk: left["nearest"] in left["passages"],
         lambda left, desk: len(left["shards"]) == 3 and left["whole"].shape == (5, 576),
     ],
+    "serve": [
+        lambda left, desk: all(
+            (vector == left["model"].encode(text)).all()
+            for text, vector in zip(left["texts"], left["vectors"], strict=True)
+        ),
+        lambda left, desk: abs(left["vectors"][0] - left["of_the_base"][0]).max() > 0.01,
+        lambda left, desk: len(left["middles"]) == 3,
+    ],
     "word-vectors": [
         lambda left, desk: left["words"].shape == (5, 576) and left["given"][0].shape == (4, 576),
         lambda left, desk: -1 <= left["similarity"] < 1,

