@@ -1,20 +1,21 @@
-"""How infilling finds a length that nobody gives: ways to do it, compared on one missing sentence of five.
+"""How infilling finds a length that nobody gives: ways to do it, compared on what is missing in texts.
 
     python -m evaluation.lengths --model FOLDER --roc dev.tsv --text wiki.parquet --limit 50 --judge BASE \\
         --encoder sentence-transformers/all-MiniLM-L6-v2 --output lengths.json
 
 - `known`: the gap is as long as what is missing (the paper's setting). What the others are compared with.
-- `ranked`: gaps of several lengths, each filled to its end; the one behind which the suffix reads on best.
+- `guessed`: what `infill` does without a length.
 - `ends`: one long gap, in which the model ends where it sees fit (`training`'s `end_of_span_fraction`).
-- `ranked ends`: several gaps, each ended where the model sees fit, ranked.
 
-All are greedy calls of `model.infill`. Of text five consecutive sentences of a paragraph are used.
+All are greedy calls of `model.infill`. Of text five consecutive sentences of a paragraph are used. Missing
+is one of the middle sentences, or a run of words that begins anywhere and has 4 to 64 tokens.
 """
 
 import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,9 +29,15 @@ from .repetition import sentences
 from .views import Row, token_losses
 from .writing import output_file, write_json
 
-METHODS = ("known", "ranked", "ends", "ranked ends")
+METHODS = ("known", "guessed", "ends")
 LONGEST = 64
-"""Positions of the gap of `ends`; the longest of those that `infill` ranks."""
+"""Positions of the gap of `ends`; the most that `infill` writes unasked."""
+
+MISSING = ("sentence", "words")
+"""What is missing."""
+
+RUNS = (4, 8, 16, 32, 64)
+"""Tokens of a missing run of words, about."""
 
 SEAM = 16
 """Suffix tokens over which the seam is read."""
@@ -51,6 +58,44 @@ def passages(texts: Sequence[str]) -> list[list[str]]:
     return [five for five in found if len(five) == 5]
 
 
+def draw(
+    stories: Sequence[Sequence[str]], missing: str, limit: int, tokenizer, seed: int = 0
+) -> list[Gap]:
+    """Texts, and which piece of each is missing.
+
+    Args:
+        stories: each of five sentences.
+        missing: one of `MISSING`: a sentence, or a run of words, for which a text is cut anew into five
+            pieces. Texts without room for the length that is drawn are left out.
+        limit: the most to draw.
+        tokenizer: counts the tokens, a word's with its space.
+        seed: of all that is drawn.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [stories[i] for i in generator.permutation(len(stories))]
+    if missing == "sentence":
+        gaps = generator.integers(2, 5, size=len(drawn[:limit])).tolist()
+        return list(zip(drawn[:limit], gaps, strict=True))
+    found: list[Gap] = []
+    for story in drawn:
+        if len(found) == limit:
+            break
+        words = " ".join(story).split()
+        each = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+        ends = np.cumsum([len(ids) for ids in each])
+        length = int(generator.choice(RUNS))
+        begins = [
+            i for i in range(2, len(words) - 2) if ends[i - 1] + length <= ends[len(words) - 3]
+        ]
+        if not begins:
+            continue
+        begin = int(generator.choice(begins))
+        end = int(np.searchsorted(ends, ends[begin - 1] + length)) + 1
+        cuts = [0, begin // 2, begin, end, (end + len(words)) // 2, len(words)]
+        found.append(([" ".join(words[i:j]) for i, j in pairwise(cuts)], 3))
+    return found
+
+
 def write(
     model, pairs: Sequence[Gap], method: str, batch_size: int = 4, progress: bool = True
 ) -> list[str]:
@@ -60,13 +105,13 @@ def write(
         model: a MAGNET model.
         pairs: five sentences each, and the number of the missing one.
         method: one of `METHODS`.
-        batch_size: texts decoded together; `infill` makes several rows of one where it ranks.
+        batch_size: texts decoded together.
         progress: show a bar.
     """
     parts = [parts_of(*pair) for pair in pairs]
     sizes = token_counts(model.text_tokenizer, pairs)
     end = model.magnet_settings.end_token_id
-    arguments = GREEDY | ({"suppress_tokens": [end]} if method in ("known", "ranked") else {})
+    arguments = GREEDY | ({"suppress_tokens": [end]} if method == "known" else {})
     written = [""] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(parts[i].left) + len(parts[i].right))
     steps = range(0, len(order), batch_size)
@@ -109,8 +154,8 @@ def compare(
         progress: show bars.
 
     Returns:
-        By method its figures: those of `judge_infillings`, and `length error` (tokens, absolute, a
-        mean), `seam perplexity` (of the suffix's first tokens behind what was written) and `seconds`
+        By method its figures: those of `judge_infillings`, and `tokens` (written, of those missing,
+        in %), `length error` (tokens, absolute, a mean), `seam perplexity` (of the suffix's first tokens behind what was written) and `seconds`
         a text; `reference` is the sentence that is missing. And by method what was written.
     """
     pairs = checked(stories, gaps)
@@ -136,6 +181,7 @@ def compare(
             [len(ids) for ids in model.text_tokenizer.ids(column)] for column in (texts, missing)
         ]
         errors = [abs(wrote - lacked) for wrote, lacked in zip(*sizes, strict=True)]
+        found["tokens"] = Figure.of_ratio(sizes[0], sizes[1], seed).scaled(100)
         found["length error"] = Figure.of_ratio(errors, seed=seed)
         found["seam perplexity"] = _seams(judge, pairs, texts, batch_size, seed)
         if method in seconds:
@@ -169,6 +215,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--roc", help="TSV with the columns sentence1 to sentence5")
     parser.add_argument("--text", help="paragraphs: .txt, .jsonl or .parquet with `text`")
     parser.add_argument("--limit", type=int, default=50, help="texts of each")
+    parser.add_argument("--missing", nargs="+", choices=MISSING, default=MISSING, help="is what")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--judge", help="language model that reads the result, if not --model")
     parser.add_argument("--encoder", help="sentence-transformers model that judges similarity")
@@ -187,10 +234,10 @@ def main(command_line: list[str] | None = None) -> None:
 
         encoder = SentenceTransformer(options.encoder)
     content = {}
-    for name, stories in bodies.items():
-        generator = np.random.default_rng(options.seed)
-        chosen = [stories[i] for i in generator.permutation(len(stories))[: options.limit]]
-        gaps = generator.integers(2, 5, size=len(chosen)).tolist()
+    for name, kind in [(name, kind) for name in bodies for kind in options.missing]:
+        pairs = draw(bodies[name], kind, options.limit, model.tokenizer, options.seed)
+        chosen, gaps = [story for story, _ in pairs], [gap for _, gap in pairs]
+        name = f"{name}, missing: {kind}"
         figures, written = compare(
             model, chosen, gaps, options.methods, judge, encoder, options.batch_size, options.seed
         )
@@ -203,7 +250,7 @@ def main(command_line: list[str] | None = None) -> None:
             "texts": [
                 dict(zip(("left", "reference", "right"), parts_of(*pair), strict=True))
                 | {"infillings": {method: texts[n] for method, texts in written.items()}}
-                for n, pair in enumerate(zip(chosen, gaps, strict=True))
+                for n, pair in enumerate(pairs)
             ],
         }
     if options.output:

@@ -5,6 +5,7 @@
 One of the middle sentences of a five-sentence story is missing. `METHODS` are the ways to write it:
 
 - `both_sides`: `model.infill` with a gap as long as the missing sentence, what MAGNET is for.
+- `guessed`: the same without a length, as a user calls it.
 - `left_only`: plain continuation of the sentences before it.
 - `blank`, `contextual`, `prefix_suffix`, `line_by_line`: the zero-shot prompts of Appendix B.1.
 - `five_shot`: the line-by-line prompt behind five solved ones (Appendix B.2).
@@ -50,7 +51,8 @@ PROMPTS = {
     "line_by_line": LINE_BY_LINE,
     "five_shot": LINE_BY_LINE,
 }
-METHODS = ("both_sides", *PROMPTS)
+INFILLED = ("both_sides", "guessed")
+METHODS = (*INFILLED, *PROMPTS)
 SHOTS = 5
 NEW_TOKENS = 40
 """The most that is written behind a prompt: about twice the longest sentence of 1000 ROC Stories."""
@@ -126,12 +128,13 @@ def write_infillings(
     prompts = {
         method: [prompt_of(method, *pair, examples) for pair in pairs]
         for method in methods
-        if method != "both_sides"
+        if method not in INFILLED
     }
     sizes = [n for name, texts in prompts.items() for n in _sizes(model, name, texts, new_tokens)]
     written: dict[str, list[str]] = {method: [] for method in methods}
-    if "both_sides" in methods:
-        written["both_sides"] = _fill_gaps(model, pairs, batch_size, progress)
+    for method in INFILLED:
+        if method in methods:
+            written[method] = _fill_gaps(model, pairs, method, batch_size, progress)
     if prompts:
         texts = [text for group in prompts.values() for text in group]
         made = continuations(model, texts, sizes, new_tokens, batch_size, progress)
@@ -165,7 +168,9 @@ def _first_sentence(text: str, method: str) -> str:
     return quoted[1] if quoted and method != "left_only" else first
 
 
-def _fill_gaps(model, pairs: list[Gap], batch_size: int, progress: bool) -> list[str]:
+def _fill_gaps(
+    model, pairs: list[Gap], method: str, batch_size: int, progress: bool
+) -> list[str]:
     texts = [" ".join(story) for story, _ in pairs]
     parts = [parts_of(*pair) for pair in pairs]
     sizes = token_counts(model.text_tokenizer, pairs)
@@ -175,12 +180,12 @@ def _fill_gaps(model, pairs: list[Gap], batch_size: int, progress: bool) -> list
     written = [""] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(texts[i]))
     steps = range(0, len(order), batch_size)
-    for first in tqdm(steps, desc="Infilling", disable=not progress):
+    for first in tqdm(steps, desc=method, disable=not progress):
         batch = order[first : first + batch_size]
         spans = model.infill(
             [parts[i].left for i in batch],
             [f" {parts[i].right}".rstrip() for i in batch],
-            span_length=[sizes[i] for i in batch],
+            span_length=[sizes[i] for i in batch] if method == "both_sides" else None,
             eos_token_id=sorted(ends_of_text),
             do_sample=False,
             num_beams=1,

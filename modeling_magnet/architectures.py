@@ -16,14 +16,18 @@ from .aside import written_aside  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import named_cache  # noqa: F401
+from .decoding import DecodingMixin  # noqa: F401
 from .devices import inference_model  # noqa: F401
 from .encoding import EncodingMixin  # noqa: F401
 from .gguf_cache import dequantized  # noqa: F401
 from .infilling import InfillingMixin  # noqa: F401
+from .layout import Layout  # noqa: F401
+from .lengths import LengthsMixin  # noqa: F401
 from .masking import sliding_window  # noqa: F401
 from .mixin import CausalLM  # noqa: F401
 from .modeling_magnet import MagnetMixin
 from .saving import SavingMixin  # noqa: F401
+from .scoring import ScoringMixin  # noqa: F401
 from .settings import MagnetSettings  # noqa: F401
 from .tokenizing import TextTokenizer  # noqa: F401
 

@@ -25,10 +25,13 @@ from .aside import written_aside  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import cache_in, named_cache
+from .decoding import DecodingMixin  # noqa: F401
 from .devices import as_asked
 from .encoding import EncodingMixin
 from .gguf_cache import dequantized  # noqa: F401
 from .infilling import InfillingMixin
+from .layout import Layout  # noqa: F401
+from .lengths import LengthsMixin  # noqa: F401
 from .masking import (
     attention_arguments,
     cached_length,
@@ -39,6 +42,7 @@ from .masking import (
 )
 from .mixin import CausalLM
 from .saving import SavingMixin
+from .scoring import ScoringMixin  # noqa: F401
 from .settings import MagnetSettings
 from .tokenizing import TextTokenizer  # noqa: F401
 

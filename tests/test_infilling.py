@@ -1,5 +1,7 @@
 """`infill` and `infill_blanks`: cached decoding equals the span decoded in its place."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from transformers import (
 )
 
 from modeling_magnet.compat import CACHE_NAMES
+from modeling_magnet.layout import Layout, read_contexts
+from modeling_magnet.lengths import READ_BEFORE, SEAM_LENGTH, SLACK
 from modeling_magnet.masking import sliding_window
 
 NEVER = 10**6  # the id of no token
@@ -255,6 +259,10 @@ def test_streaming(endless):
         streamer = Collect(endless.tokenizer, skip_prompt=skip_prompt)
         endless.infill(PREFIX, SUFFIX, span_length=6, streamer=streamer)
         assert streamer.text == expected
+    streamer = Collect(endless.tokenizer)
+    endless.infill(PREFIX, SUFFIX, streamer=streamer)  # without a length, all that fills the gap
+    uncut = endless.infill(PREFIX, SUFFIX, return_dict_in_generate=True).texts[0][0]
+    assert streamer.text == uncut
     iterator = TextIteratorStreamer(endless.tokenizer, skip_prompt=True)
     endless.infill(PREFIX, SUFFIX, span_length=6, streamer=iterator)
     assert "".join(iterator) == expected
@@ -274,35 +282,73 @@ def test_max_new_tokens_bounds_what_is_written_not_the_gap(endless):
     assert output.sequences.tolist() == [expected]
 
 
-def test_without_a_length_the_suffix_reads_on_best(endless):
-    """The choice is that of a brute-force search over the same candidates."""
-    written = endless.infill(PREFIX, SUFFIX, max_new_tokens=12)
-    prefix = [0, *ids_of(endless, PREFIX)]
-    suffix = ids_of(endless, SUFFIX)[:16]
-    scores = {}
-    for gap in (4, 8, 12):
-        span, _ = in_place(endless, [PREFIX, SUFFIX], [gap], 0, gap)
-        ids = torch.tensor([prefix + span + suffix])
-        logits = endless(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        each = logits.gather(1, ids[0, 1:, None])[len(prefix) - 1 :]
-        scores[endless.infill(PREFIX, SUFFIX, span_length=gap)] = float(each[gap:].mean())
-    assert written == max(scores, key=scores.get)
-    ranked = endless.infill(PREFIX, SUFFIX, max_new_tokens=12, num_return_sequences=1)
-    assert ranked == written
-    longest = endless.infill(PREFIX, "", max_new_tokens=12)
+def test_readings_of_a_context_with_another_gap_share_the_first_layer_alone(endless):
+    """A longer gap turns the suffix's first keys, and with them all that later layers compute."""
+    parts = [[0, *ids_of(endless, PREFIX)], ids_of(endless, SUFFIX)]
+    one, other = (read_contexts(endless, [Layout(parts, [gap])]) for gap in (3, 7))
+    before = len(parts[0])
+    first, second = (caches for caches in zip(one.layers, other.layers, strict=True))
+    assert torch.equal(first[0].values, first[1].values)
+    assert torch.equal(first[0].keys[:, :, :before], first[1].keys[:, :, :before])
+    lengths = [layer.keys[:, :, before:].norm(dim=-1) for layer in first]
+    torch.testing.assert_close(*lengths)  # the same but for their angle
+    for side in (slice(0, before), slice(before, None)):
+        moved = (
+            (second[0].values - second[1].values)[:, :, side].abs().amax((0, 1, 3))
+        )  # (columns,)
+        assert moved.min() > 1e-3
+
+
+SENTENCES_AROUND = (
+    "A cat sleeps on the warm stones. The old harbour was",
+    " quiet. She counted lanterns.",
+)
+
+
+def filled(model, **arguments):
+    """What fills the gap of a guessed length, before it is cut."""
+    output = spans_of(model, SENTENCES_AROUND, **arguments)
+    return output.sequences[0].tolist()
+
+
+def test_without_a_length_the_gap_is_one_of_a_sentence_and_some_more(endless):
+    tokens = 1 + sum(len(ids_of(endless, part)) for part in SENTENCES_AROUND)
+    length = math.ceil(SLACK * tokens / 4)  # two whole sentences and two halves
+    given = spans_of(endless, SENTENCES_AROUND, span_length=length).sequences[0].tolist()
+    assert len(given) == length and filled(endless) == given
+    assert filled(endless, max_new_tokens=5) == filled(endless, span_length=5)
+    longest = endless.infill(PREFIX, "", max_new_tokens=12)  # nothing after it has to fit
     assert longest == endless.infill(PREFIX, "", span_length=12)
     blanks = endless.infill_blanks([PREFIX, " boats", " home."], max_new_tokens=8)
     assert len(blanks) == 2 and all(blanks)
 
 
-def test_an_empty_candidate_is_the_last_choice(endless, monkeypatch):
-    """Behind nothing at all a suffix may read on best, but that is not what was asked for."""
-    monkeypatch.setattr(endless, "_mean_log_probability", lambda texts, firsts: [0.0, -9.0, -1.0])
-    rows = endless._rows([[PREFIX, SUFFIX]], [[None]], 12)
-    for row, span in zip(rows, [[], [5, 6], []], strict=True):
-        row.spans = [span]
-    (best,) = endless._best(rows)
-    assert best.spans == [[5, 6], [], []]
+@pytest.mark.parametrize("suffix", [SENTENCES_AROUND[1], "."])
+def test_what_fills_a_guessed_gap_is_cut_where_the_suffix_reads_on_best(any_endless, suffix):
+    """The cut is that of a search in which each is read anew."""
+    prefix = SENTENCES_AROUND[0]
+    after = ids_of(any_endless, suffix)[:SEAM_LENGTH]
+    before = [0, *ids_of(any_endless, prefix)[-READ_BEFORE:]]
+    output = spans_of(any_endless, (prefix, suffix))
+    span = output.sequences[0].tolist()
+    scores = {}
+    for kept in range(math.ceil(len(span) / 2), len(span) + 1):
+        ids = torch.tensor([before + span[:kept] + after])
+        each = any_endless(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        each = each.gather(1, ids[0, 1:, None])[len(before) + kept - 2 :]
+        scores[kept] = float(each.mean())
+    expected = max(scores, key=scores.get)
+    assert any_endless._best_cut([0, *ids_of(any_endless, prefix)], span, after) == expected
+    (cut,) = any_endless.infill([prefix], [suffix], return_scores=True)
+    assert cut.score.token_ids == span[:expected]
+    assert cut.ended == ("seam" if expected < len(span) else "length")
+
+
+def test_what_ends_by_itself_is_not_cut(endless):
+    span = filled(endless)
+    end = next(token for token in span if token != span[0])
+    written = endless.infill(*SENTENCES_AROUND, eos_token_id=end, return_scores=True)
+    assert written.score.token_ids == span[: span.index(end)] and written.ended == "end token"
 
 
 def test_a_space_at_the_end_of_the_prefix_is_left_to_the_span(endless):
@@ -359,8 +405,6 @@ def test_no_texts(tiny):
             "past_key_values is set by infill",
         ),
         ({"span_length": 4, "unknown": 1}, ValueError, "unknown"),
-        ({"streamer": TextStreamer(None)}, ValueError, "give span_length"),
-        ({"return_dict_in_generate": True}, ValueError, "give span_length"),
     ],
 )
 def test_bad_arguments(tiny, arguments, error, message):
@@ -427,18 +471,99 @@ def test_the_padding_of_a_row_that_stopped_early_is_no_text(endless, end, pad):
         ]
 
 
-def test_the_padding_of_a_row_that_stopped_early_is_not_ranked(endless, monkeypatch):
-    ranked = []
-    score = endless._mean_log_probability
-    monkeypatch.setattr(
-        endless,
-        "_mean_log_probability",
-        lambda texts, firsts: ranked.extend(texts) or score(texts, firsts),
+def test_why_a_span_ended(endless):
+    """In a batch, where the padding of a row that was stopped is an end token."""
+    pairs = [PREFIX, "A cat"], [SUFFIX, " on the stones."]
+    endless.generation_config.eos_token_id = 1
+    arguments = {"span_length": 6, "return_scores": True, "suppress_tokens": [1]}
+    whole = endless.infill(*pairs, **arguments)
+    assert [found.ended for found in whole] == ["length", "length"]
+    rules = {"stopping_criteria": [AfterTokens([2, 6])]}
+    stopped = endless.infill(*pairs, **arguments, **rules)
+    assert [found.ended for found in stopped] == ["stopped", "length"]
+    assert stopped[0].score.token_ids == whole[0].score.token_ids[:2]
+    end = whole[0].score.token_ids[3]
+    arguments |= {"eos_token_id": end, "suppress_tokens": []}
+    ended = endless.infill(*pairs, **arguments)[0]
+    first = whole[0].score.token_ids.index(end)
+    assert ended.ended == "end token" and ended.score.token_ids == whole[0].score.token_ids[:first]
+    string = endless.tokenizer.decode(whole[1].score.token_ids[:2])
+    for given in ({"stop_strings": [string]}, {"max_time": 0.0}):
+        found = endless.infill(*pairs, span_length=6, return_scores=True, **given)
+        assert found[1].ended == "stopped"
+
+
+def test_scores_equal_the_in_place_computation(any_endless):
+    """Of the same model, whatever architecture, whatever else stands in the batch."""
+    prefixes, middles = ["A cat", PREFIX], [" sleeps", " quiet for a while,"]
+    suffixes = [" on the warm stones near the door.", SUFFIX]
+    together = any_endless.score(prefixes, middles, suffixes)
+    for prefix, middle, suffix, score in zip(prefixes, middles, suffixes, together, strict=True):
+        span = ids_of(any_endless, middle)
+        tokens = iter(span)
+        _, logits = in_place(
+            any_endless,
+            [prefix, suffix],
+            [len(span)],
+            0,
+            len(span),
+            lambda row, tokens=tokens: next(tokens),
+        )
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(span)[:, None])[:, 0]
+        torch.testing.assert_close(
+            torch.tensor(score.log_probabilities), expected, rtol=1e-4, atol=1e-4
+        )
+        assert score.token_ids == span
+        assert score.sum == pytest.approx(sum(score.log_probabilities))
+        assert score.mean == pytest.approx(score.sum / len(span))
+        alone = any_endless.score(prefix, middle, suffix)
+        assert alone.sum == pytest.approx(score.sum, rel=1e-4)
+    assert any_endless.score([], [], []) == []
+
+
+def test_a_space_moves_from_the_prefix_to_the_middle(endless):
+    moved = endless.score(PREFIX + " ", "quiet", SUFFIX)
+    assert moved == endless.score(PREFIX, " quiet", SUFFIX)
+
+
+def test_infill_returns_the_scores_of_what_it_wrote(endless):
+    """They are those of a decoding, though samples and beams are drawn by other figures."""
+    output = spans_of(endless, (PREFIX, SUFFIX), span_length=6, output_logits=True)
+    (row,) = output.sequences
+    logits = torch.stack(output.logits)[:, 0].log_softmax(-1)  # (6, vocabulary)
+    expected = logits.gather(1, row[:, None])[:, 0].tolist()
+    found = endless.infill(PREFIX, SUFFIX, span_length=6, return_scores=True)
+    assert found.text == endless.infill(PREFIX, SUFFIX, span_length=6)
+    assert found.score.token_ids == row.tolist() and found.ended == "length"
+    assert found.score.log_probabilities == pytest.approx(expected, abs=1e-4)
+    for arguments in ({"num_beams": 3}, {"do_sample": True, "temperature": 2.0}):
+        several = endless.infill_blanks(
+            [PREFIX, " boats", SUFFIX],
+            [3, 2],
+            return_scores=True,
+            num_return_sequences=2,
+            **arguments,
+        )
+        assert [len(samples) for samples in several] == [2, 2]
+        assert {len(found.score.token_ids) for found in several[1]} == {2}
+    empty = endless.infill(
+        PREFIX, SUFFIX, span_length=6, eos_token_id=int(row[0]), return_scores=True
     )
-    stop = AfterTokens([1, 3, 12])  # of the gaps of 4, 8 and 12
-    endless.infill(PREFIX, SUFFIX, max_new_tokens=12, stopping_criteria=[stop], pad_token_id=40)
-    context = len(ranked[0]) - 1
-    assert [len(text) - context for text in ranked] == [1, 3, 12]
+    assert empty.text == "" and empty.score.sum == 0 and math.isnan(empty.score.mean)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("a", "", "b"), ValueError, "middle 0 is ''"),
+        (("a", 3, "b"), TypeError, "int"),
+        ((["a"], ["b", "c"], ["d"]), ValueError, "1 prefixes, 2 middles and 1 suffixes"),
+        (("a", "b" * 600, "c"), ValueError, r"the limit is 256"),
+    ],
+)
+def test_bad_middles(tiny, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tiny.score(*arguments)
 
 
 def test_bad_blanks(tiny):

@@ -222,7 +222,7 @@ def infill(
     blank: Annotated[str, typer.Option(help="What marks a blank.")] = "___",
     span_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a blank. Without, several lengths are tried."),
+        typer.Option(help="Tokens of a blank. Without, a guess, cut where the rest reads on best."),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="The most to write.  [default: the blank's length, or 64]")
@@ -234,7 +234,7 @@ def infill(
     seed: options.Seed = None,
     batch_size: Annotated[int, typer.Option(help="Records that are decoded together.")] = 8,
     stream: Annotated[
-        bool, typer.Option("--stream", help="One blank with --span-length: plain text as it comes.")
+        bool, typer.Option("--stream", help="One blank: plain text as it comes.")
     ] = False,
     output: options.OutputLines = STANDARD_INPUT,
     strict: options.Strict = False,

@@ -64,7 +64,7 @@ def check_stream(gap: Gap | None, samples: int, output: str) -> None:
         output: where to.
 
     Raises:
-        ValueError: several blanks or samples, lengths to choose from, or a file.
+        ValueError: several blanks or samples, or a file.
     """
     if output != STANDARD_INPUT:
         raise ValueError("--stream shows text on standard output: leave --output out")
@@ -72,5 +72,3 @@ def check_stream(gap: Gap | None, samples: int, output: str) -> None:
         raise ValueError("--stream shows one sample: leave it out")
     if gap is not None and len(gap.parts) != 2:
         raise ValueError("--stream shows one blank: leave it out")
-    if gap is not None and gap.span_length is None:
-        raise ValueError("--stream shows one decoding: give --span-length")

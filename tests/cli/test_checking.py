@@ -65,7 +65,6 @@ FAULTS = {
     "infill MODEL --input body.jsonl -o body.jsonl": "body.jsonl is input and output",
     "infill MODEL --input body.jsonl": "none of the columns text, prefix, suffix, parts, span_length; it has body",
     "infill MODEL --input - --stream": "--stream shows one text: give --prefix",
-    "infill MODEL --text a___b --stream": "--stream shows one decoding: give --span-length",
     "infill MODEL --text a___b___ --stream": "--stream shows one blank",
     "infill MODEL --text a___b --span-length 2 --stream --samples 2": "--stream shows one sample",
     "infill MODEL --text a___b --span-length 2 --stream -o a.jsonl": "leave --output out",

@@ -9,7 +9,7 @@ from tiny import SENTENCES, make_model, make_spaced_tokenizer
 
 from evaluation import lengths
 from evaluation.inputs import STORY_COLUMNS
-from evaluation.lengths import METHODS, compare, passages, write
+from evaluation.lengths import METHODS, MISSING, RUNS, compare, draw, passages, write
 
 STORIES = [SENTENCES, [*SENTENCES[1:], "She bought paper."]]
 GAPS = [2, 4]
@@ -38,7 +38,7 @@ def test_what_each_method_asks_for(model, monkeypatch):
     sizes = [len(model.tokenizer(f" {text}")["input_ids"]) for text in missing]
     assert sorted(asked["known"][0]) == sorted(sizes) and asked["known"][1]
     assert asked["ends"] == (64, False)
-    assert asked["ranked"] == (None, True) and asked["ranked ends"] == (None, False)
+    assert asked["guessed"] == (None, False)
     alone = [write(model, [pair], "ends", progress=False)[0] for pair in PAIRS]
     assert written["ends"] == alone  # in a batch as one at a time
 
@@ -53,6 +53,9 @@ def test_length_error_and_seam_by_hand(model):
     errors = [abs(a - b) for a, b in sizes]
     assert figures["known"]["length error"].value == pytest.approx(sum(errors) / 2)
     assert figures["reference"]["length error"].value == 0
+    assert figures["reference"]["tokens"].value == 100
+    wrote, lacked = (sum(column) for column in zip(*sizes))
+    assert figures["known"]["tokens"].value == pytest.approx(100 * wrote / lacked)
     assert figures["known"]["seconds"].value > 0 and "seconds" not in figures["reference"]
     losses = []
     for story, gap in PAIRS:
@@ -83,6 +86,23 @@ def test_the_seam_is_read_as_it_stands_in_the_text():
     assert figures["reference"]["seam perplexity"].value == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_missing_run_of_words_is_about_as_long_as_was_drawn(model):
+    texts = [SENTENCES * 3, SENTENCES, ["One.", "Two.", "Three."]]
+    pairs = draw(texts * 40, "words", 30, model.tokenizer)
+    assert len(pairs) == 30
+    for pieces, gap in pairs:
+        assert gap == 3 and len(pieces) == 5 and all(pieces)
+        assert " ".join(pieces) in {" ".join(text) for text in texts[:2]}
+    sizes = [
+        [len(model.tokenizer(f" {word}")["input_ids"]) for word in pieces[2].split()]
+        for pieces, _ in pairs
+    ]
+    assert all(any(sum(each) >= run > sum(each[:-1]) for run in RUNS) for each in sizes)
+    assert draw(texts * 40, "words", 30, model.tokenizer) == pairs
+    sentences = draw(STORIES, "sentence", 1, model.tokenizer)
+    assert len(sentences) == 1 and sentences[0][0] in STORIES
+
+
 def test_passages_are_five_sentences():
     assert passages(["One. Two. Three. Four.", " ".join(SENTENCES * 2)]) == [SENTENCES]
 
@@ -100,7 +120,9 @@ def test_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "ROC Stories" in printed and "| length error |" in printed
     found = json.loads(output.read_text())
-    assert list(found) == ["ROC Stories", "text"]
+    bodies = ["ROC Stories", "text"]
+    assert list(found) == [f"{name}, missing: {kind}" for name in bodies for kind in MISSING]
+    found = {name.partition(",")[0]: body for name, body in found.items() if "sentence" in name}
     (text_found,) = found["text"]["texts"]
     assert set(text_found["infillings"]) == {"known", "ends"}
     assert found["text"]["figures"]["reference"]["length error"]["value"] == 0

@@ -1,0 +1,147 @@
+"""Where each token of a text with gaps stands, and in which column of the cache (MAGNET, section 3.2.3).
+
+Position ids say where a token stands in the text: those of a gap belong to no token until its span is
+written. Columns say in which order tokens are read. For the gap of one blank the context is read in
+cache order, first what follows the gap, then what precedes it:
+
+    text      The old   [gap of 3]   was quiet.          cache      was quiet.   The old   span ...
+    position   0   1     2  3  4      5    6    7                     5    6  7    0   1    2 ...
+
+So the last context token is the one before the gap, whose output predicts the span's first token, and
+the span is appended as `generate` appends to any prompt. The order of columns changes no key and no
+value, since context sees all context: blanks of one text have one reading of it, in other orders.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+
+from .compat import CACHE
+from .devices import as_asked, input_device
+from .masking import CONTEXT, attention_arguments
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A text with gaps.
+
+    Attributes:
+        parts: token ids of the text around the gaps, in order: one more than there are gaps.
+        gaps: how many positions each gap has.
+
+    Example:
+        >>> layout = Layout(parts=[[11, 12], [13]], gaps=[3])
+        >>> layout.token_ids, layout.positions, layout.cache_order(0)
+        ([11, 12, 13], [0, 1, 5], [2, 0, 1])
+    """
+
+    parts: Sequence[list[int]]
+    gaps: Sequence[int]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the context, in the order of the text."""
+        return [token for part in self.parts for token in part]
+
+    @property
+    def positions(self) -> list[int]:
+        """Of the same tokens."""
+        found: list[int] = []
+        start = 0
+        for part, gap in zip(self.parts, [*self.gaps, 0], strict=True):
+            found += range(start, start + len(part))
+            start += len(part) + gap
+        return found
+
+    @property
+    def context(self) -> int:
+        """How many tokens stand around the gaps."""
+        return sum(map(len, self.parts))
+
+    @property
+    def length(self) -> int:
+        """How many positions the text has, gaps included."""
+        return self.context + sum(self.gaps)
+
+    def cache_order(self, blank: int) -> list[int]:
+        """Which token of the text's order stands in each column while this blank is written."""
+        before = sum(map(len, self.parts[: blank + 1]))
+        return [*range(before, self.context), *range(before)]
+
+    def around(self, blank: int, gap: int, most: int) -> "Layout":
+        """One blank alone with a gap of another length, and at most so many tokens on each side.
+
+        The text's first token stays: every text that the model was trained on begins with it.
+        """
+        before = [token for part in self.parts[: blank + 1] for token in part]
+        after = [token for part in self.parts[blank + 1 :] for token in part]
+        near = before[:1] + before[1:][-most:]
+        return Layout([near, after[:most]], [gap])
+
+
+def context_inputs(
+    layouts: Sequence[Layout], orders: Sequence[list[int]] | None = None, device: Any = None
+) -> dict[str, torch.Tensor]:
+    """Arguments of `forward` or `generate`: left-padded tensors (layouts, length), all context.
+
+    Args:
+        layouts: a row each.
+        orders: of the columns of each row. None: that of the text.
+        device: of the tensors.
+    """
+    orders = orders or [list(range(layout.context)) for layout in layouts]
+    length = max(map(len, orders))
+
+    def left_padded(rows: Sequence[list[int]]) -> torch.Tensor:
+        return torch.tensor([[0] * (length - len(row)) + row for row in rows], device=device)
+
+    def ordered(rows: Sequence[list[int]]) -> torch.Tensor:
+        pairs = zip(rows, orders, strict=True)
+        return left_padded([[row[column] for column in order] for row, order in pairs])
+
+    return {
+        "input_ids": ordered([layout.token_ids for layout in layouts]),
+        "position_ids": ordered([layout.positions for layout in layouts]),
+        "attention_mask": left_padded([[1] * len(order) for order in orders]),
+        "span_ids": torch.full((len(layouts), length), CONTEXT, device=device),
+    }
+
+
+def read_contexts(model: Any, layouts: Sequence[Layout]) -> DynamicCache:
+    """Keys and values of whole contexts, columns in the order of the text, left-padded."""
+    inputs = context_inputs(layouts, device=input_device(model))
+    cache = DynamicCache(config=model.config)
+    arguments = attention_arguments(
+        model.config,
+        inputs["span_ids"],
+        query_length=inputs["input_ids"].shape[1],
+        dtype=model.dtype,
+        attention_mask=inputs["attention_mask"],
+    )
+    as_asked(model.base_model, arguments)(
+        input_ids=inputs["input_ids"],
+        position_ids=inputs["position_ids"],
+        use_cache=True,
+        **{CACHE: cache},
+        **arguments,
+    )
+    return cache
+
+
+def gather_columns(cache: Cache, sources: torch.Tensor, columns: torch.Tensor) -> None:
+    """Make each row of a cache anew from columns of one of its rows, in place.
+
+    Args:
+        cache: keys and values are (sources, heads, columns, size).
+        sources: (rows,) which row of the cache each new one is made from.
+        columns: (rows, length) the columns that it gets, in order.
+    """
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            states = getattr(layer, name)
+            index = sources[:, None].to(states.device), columns.to(states.device)
+            gathered = states.transpose(1, 2)[index]  # (rows, length, heads, size)
+            setattr(layer, name, gathered.transpose(1, 2).contiguous())

@@ -1,0 +1,99 @@
+"""How likely a model finds a span between what stands on both sides of it."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .devices import input_device
+from .encoding import CPU_BATCH_TOKENS, EncodingMixin, _batches
+from .layout import Layout
+
+SCORED_TOGETHER = 32
+"""Texts in a forward pass, at most."""
+
+
+class SpanScore(NamedTuple):
+    """Natural log-probabilities of a span from both sides.
+
+    Attributes:
+        sum: of all tokens.
+        mean: of a token; NaN of an empty span.
+        log_probabilities: of each token, given the context and the span's tokens before it.
+        token_ids: the span's.
+    """
+
+    sum: float
+    mean: float
+    log_probabilities: list[float]
+    token_ids: list[int]
+
+
+class Infilling(NamedTuple):
+    """What `infill` wrote, with `return_scores=True`.
+
+    Attributes:
+        text: of the span.
+        score: its `SpanScore`, whatever it was drawn by: sampling, beams and penalties change what
+            is written, not what the model finds likely. An end token is not in it.
+        ended: why: `length`, the gap is full or `max_new_tokens` are written; `seam`, cut where the
+            suffix reads on best; `end token`; or `stopped`, by a stop string, a stopping criterion or
+            the time.
+    """
+
+    text: str
+    score: SpanScore
+    ended: str
+
+
+class ScoringMixin(EncodingMixin):
+    """Scores spans where they stand in the text, in one forward pass."""
+
+    def _scores(self, spans: Sequence[tuple[Layout, int, list[int]]]) -> list[SpanScore]:
+        """Score spans.
+
+        Args:
+            spans: of each the text with its gaps, the number of the gap, and what is written there.
+        """
+        rows = [_in_place(*span) for span in spans]
+        found: list[SpanScore | None] = [None] * len(spans)
+        lengths = [len(token_ids) for token_ids, _, _ in rows]
+        for batch in _batches(lengths, SCORED_TOGETHER, CPU_BATCH_TOKENS):
+            inputs = [
+                pad_sequence(
+                    [torch.tensor(rows[i][n], device=input_device(self)) for i in batch], True
+                )
+                for n in range(3)
+            ]  # token ids, positions, span map: (texts, length) each
+            mask = pad_sequence(
+                [
+                    torch.ones(lengths[i], dtype=torch.long, device=input_device(self))
+                    for i in batch
+                ],
+                True,
+            )
+            input_ids, position_ids, span_ids = inputs
+            hidden = self._span_states(input_ids, span_ids, mask, position_ids=position_ids)
+            for row, i in enumerate(batch):
+                layout, number, written = spans[i]
+                first = sum(map(len, layout.parts[: number + 1]))
+                states = hidden[row, first - 1 : first - 1 + len(written)]  # (span, hidden)
+                logits = self._logits(states).float().log_softmax(-1)
+                targets = torch.tensor(written, dtype=torch.long, device=logits.device)
+                each = logits.gather(1, targets[:, None])[:, 0].tolist()
+                total = math.fsum(each)
+                found[i] = SpanScore(total, total / len(each) if each else math.nan, each, written)
+        return [score for score in found if score is not None]
+
+
+def _in_place(layout: Layout, number: int, span: list[int]) -> tuple[list[int], ...]:
+    """Token ids, positions and span map of a text with one gap filled, in the text's order."""
+    first = sum(map(len, layout.parts[: number + 1]))
+    token_ids, positions = layout.token_ids, layout.positions
+    begin = positions[first - 1] + 1
+    token_ids[first:first] = span
+    positions[first:first] = range(begin, begin + len(span))
+    span_ids = [0] * first + [1] * len(span) + [0] * (len(token_ids) - first - len(span))
+    return token_ids, positions, span_ids
