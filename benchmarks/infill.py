@@ -168,8 +168,8 @@ def measure_part(setup: Setup) -> dict[str, Any]:
     sizes = setup.sizes
     half = sizes.context // 2
     most = max(sizes.infill_batches)
-    contexts = _contexts(setup, most, [half, half])
-    (parts,) = _contexts(setup, 1, [sizes.context // (BLANKS + 1)] * (BLANKS + 1))
+    whole = contexts(setup, most, [half, half])
+    (parts,) = contexts(setup, 1, [sizes.context // (BLANKS + 1)] * (BLANKS + 1))
     length = sizes.new_tokens
     with setup.ways({"infill": "benchmarks.infill:ways"}) as started:
         run = started["infill"]
@@ -179,7 +179,7 @@ def measure_part(setup: Setup) -> dict[str, Any]:
 
         comparisons = []
         for batch, slow in zip(sizes.infill_batches, sizes.slow_tokens, strict=True):
-            before, behind = (list(ids) for ids in zip(*contexts[:batch], strict=True))
+            before, behind = (list(ids) for ids in zip(*whole[:batch], strict=True))
             job = {"before": before, "behind": behind, "length": length}
             again = job | {"length": slow, "gap": length}
             comparisons.append(
@@ -195,7 +195,7 @@ def measure_part(setup: Setup) -> dict[str, Any]:
                     warm=[partial(run, way="infill", **(job | {"length": 2}))],
                 )
             )
-        before, behind = ([ids] for ids in contexts[0])
+        before, behind = ([ids] for ids in whole[0])
         job = {"before": before, "behind": behind, "length": length}
         two_sides = [[*parts[0], *parts[1]], [i for part in parts[2:] for i in part]]
         alone = {
@@ -218,7 +218,7 @@ def measure_part(setup: Setup) -> dict[str, Any]:
     return {"timings": timings}
 
 
-def _contexts(setup: Setup, count: int, pieces: list[int]) -> list[list[list[int]]]:
+def contexts(setup: Setup, count: int, pieces: list[int]) -> list[list[list[int]]]:
     """Documents cut into pieces of so many tokens, which as texts have these tokens again."""
     tokenizer, found = TextTokenizer(setup.tokenizer), []
     later = tokenizer.continued

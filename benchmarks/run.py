@@ -6,8 +6,9 @@
 
 Written to `--output`: a JSON file a part with every time that was taken, `results.json`, `table.md` and
 plots. A part that is there already is not measured again by the same command; give another `--output`
-to measure after a change. Ways that are compared take turns, each in a process of its own, and a
-comparison whose results differ stops the run.
+to measure after a change. Ways that are compared take turns, each in a process of its own. A part that
+fails, or whose ways give different results, is reported and loses nothing of the others: the exit status
+is then 1, and the same command tries that part again.
 """
 
 import argparse
@@ -28,14 +29,17 @@ from transformers.utils import logging
 from evaluation.writing import write_json
 from modeling_magnet import __version__
 
-from . import encode, infill, large, startup, train
+from . import attention, encode, infill, large, startup, train
 from .llm2vec_environment import build_environment, write_folder
 from .report import Row, table
 from .setup import SUITES, Setup, Sizes, prepare_model
 from .texts import read_texts
 from .timing import DifferentResultsError, Here, Worker
 
-PARTS = {"startup": startup, "encode": encode, "infill": infill, "train": train, "large": large}
+PARTS = {
+    "startup": startup, "encode": encode, "infill": infill, "train": train, "large": large,
+    "attention": attention,
+}  # fmt: skip
 
 DEFAULT_MODELS = (
     "outputs/quickstart/base",
@@ -54,7 +58,7 @@ def parse(command_line: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--suite", choices=SUITES, default="cpu", help="how much is measured; gpu is bf16 on cuda")
     add("--output", type=Path, required=True, help="folder of the results")
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
+    add("--parts", nargs="+", choices=PARTS, help="what is measured (default: the suite's)")
     add("--model", help=f"folder or id (default: {' or '.join(DEFAULT_MODELS)})")
     add("--text", nargs="+", default=[], help="files with `text` (default: of examples/data)")
     add("--sentences", type=int, help="mixed ones, and as many short ones (default: the suite's)")
@@ -145,22 +149,29 @@ def done(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     return record
 
 
-def run(options: argparse.Namespace) -> list[Row]:
+def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     """Measure what is not done, and write all results.
 
     Returns:
-        The table's rows.
+        The table's rows; and by part, what made it fail.
     """
-    device = "cuda" if options.suite == "gpu" else "cpu"
+    device = SUITES[options.suite].device
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("the suite gpu needs a CUDA device, there is none: take --suite cpu")
-    dtype = options.dtype or ("bfloat16" if device == "cuda" else "float32")
     sizes = sizes_of(options)
+    dtype = options.dtype or sizes.dtype
     key = key_of(options, sizes, dtype)
     options.output.mkdir(parents=True, exist_ok=True)
-    paths = {name: options.output / f"{name}.json" for name in PARTS}
+    paths = {name: options.output / f"{name}.json" for name in sizes.parts}
     records = {name: done(path, key) for name, path in paths.items()}
-    missing = [name for name in options.parts if records[name] is None]
+    wanted = options.parts or sizes.parts
+    unknown = [name for name in wanted if name not in paths]
+    if unknown:
+        raise ValueError(
+            f"the suite {options.suite} has no part {unknown[0]}: it has {', '.join(paths)}"
+        )
+    missing = [name for name in wanted if records[name] is None]
+    failed: dict[str, str] = {}
     if missing:
         with tqdm(desc="preparing", unit="run", file=sys.stderr) as bar:
             setup = _prepare(
@@ -169,7 +180,11 @@ def run(options: argparse.Namespace) -> list[Row]:
             for name in missing:
                 bar.set_description(name)
                 begin = time.monotonic()
-                found = PARTS[name].measure_part(setup)
+                try:
+                    found = PARTS[name].measure_part(setup)
+                except (ValueError, OSError, RuntimeError, DifferentResultsError) as error:
+                    failed[name] = str(error)
+                    continue
                 records[name] = {
                     "key": key,
                     "machine": machine(device),
@@ -178,8 +193,8 @@ def run(options: argparse.Namespace) -> list[Row]:
                 }
                 write_json(paths[name], records[name])
     found = {name: record and record["found"] for name, record in records.items()}
-    rows = [row for name, part in PARTS.items() for row in part.rows(found[name], sizes)]
-    if found["encode"]:
+    rows = [row for name in sizes.parts for row in PARTS[name].rows(found[name], sizes)]
+    if found.get("encode"):
         encode.plots(found["encode"], options.output)
     write_json(
         options.output / "results.json",
@@ -189,7 +204,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         },
     )
     (options.output / "table.md").write_text(text_of(records, rows), encoding="utf-8")
-    return rows
+    return rows, failed
 
 
 def _prepare(options, sizes: Sizes, device: str, dtype: str, bar, with_llm2vec: bool) -> Setup:
@@ -238,12 +253,14 @@ def main(command_line: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        run(options)
-    except (ValueError, OSError, RuntimeError, DifferentResultsError) as error:
+        _, failed = run(options)
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print((options.output / "table.md").read_text(encoding="utf-8"))
-    return 0
+    for name, reason in failed.items():
+        print(f"error: {name} failed: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

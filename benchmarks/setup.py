@@ -24,6 +24,8 @@ class Sizes:
     """How much a suite measures.
 
     Attributes:
+        parts: what is measured, in this order.
+        device, dtype: of all models.
         rounds: of every comparison.
         sentences: mixed ones, and as many short ones; each is encoded once by each way.
         documents: long texts.
@@ -41,8 +43,12 @@ class Sizes:
         large_blocks, large_length, large_pairs: of its training step; `large_texts` texts of as many
             tokens as a block are encoded. Pairs have a quarter of a block's tokens.
         matmul: rows and columns of the matrices that measure the device's peak.
+        backends: of attention, that are compared.
     """
 
+    parts: tuple[str, ...] = ("startup", "encode", "infill", "train", "large")
+    device: str = "cpu"
+    dtype: str = "float32"
     rounds: int = 3
     sentences: int = 360
     documents: int = 30
@@ -67,13 +73,17 @@ class Sizes:
     large_pairs: int = 64
     large_texts: int = 32
     matmul: int = 8192
+    backends: tuple[str, str] = ("sdpa", "flex_attention")
 
 
 SUITES = {
     "cpu": Sizes(),
     "gpu": Sizes(
-        rounds=5, sentences=2_000, documents=200, curve_words=16_384, batches=(1, 4, 16, 64, 256),
-        curve_texts=512, slow_tokens=(16, 8), blocks=32, pairs=64, large=LLAMA_7B,
+        parts=("large", "infill", "encode", "train", "attention", "startup"),
+        device="cuda", dtype="bfloat16",
+        sentences=1_500, documents=150, curve_words=8_192, batches=(4, 64, 256),
+        curve_texts=256, corpus=(2_000, 20_000), slow_tokens=(8, 4), blocks=16, pairs=64,
+        starts=1, large=LLAMA_7B,
     ),
     "tiny": Sizes(
         rounds=2, sentences=6, documents=2, lengths=(4, 16), curve_words=16, batches=(1, 4),
@@ -83,7 +93,11 @@ SUITES = {
         large_texts=2, matmul=64,
     ),
 }  # fmt: skip
-"""`cpu` and `gpu` as in the README; `tiny` shows in seconds that everything runs."""
+"""`cpu` and `gpu` as in the README; `tiny` shows in seconds that everything runs.
+
+`gpu` has the parts first that a CPU cannot measure: a machine that is lent for minutes may be gone
+before the last.
+"""
 
 
 @dataclass

@@ -168,9 +168,7 @@ def _first_sentence(text: str, method: str) -> str:
     return quoted[1] if quoted and method != "left_only" else first
 
 
-def _fill_gaps(
-    model, pairs: list[Gap], method: str, batch_size: int, progress: bool
-) -> list[str]:
+def _fill_gaps(model, pairs: list[Gap], method: str, batch_size: int, progress: bool) -> list[str]:
     texts = [" ".join(story) for story, _ in pairs]
     parts = [parts_of(*pair) for pair in pairs]
     sizes = token_counts(model.text_tokenizer, pairs)

@@ -1,5 +1,6 @@
 """The one command on a tiny model: its rows, its files, a second run; ways that differ; ways that fail."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from benchmarks import encode, infill, llm2vec_environment, run, scale, train
 from benchmarks.report import Row, table
-from benchmarks.setup import SUITES
+from benchmarks.setup import SUITES, Sizes
 from benchmarks.texts import dealt, read_texts
 from benchmarks.timing import (
     Comparison,
@@ -143,7 +144,7 @@ def test_ways_that_differ_raise():
         infill.same_tokens({"infill": span, "uncached": {"tokens": [[5, 7]]}})
 
 
-def test_a_wrong_way_stops_the_run(folder, tmp_path, monkeypatch, capsys):
+def test_a_wrong_way_fails_its_part_and_loses_nothing_else(folder, tmp_path, monkeypatch, capsys):
     """The two training steps must be the same: one that leaves out what MSG learns is caught."""
     loss = train._straightforward_loss
 
@@ -151,9 +152,41 @@ def test_a_wrong_way_stops_the_run(folder, tmp_path, monkeypatch, capsys):
         return loss(model, inner, batch | {"msg_labels": batch["mntp_labels"]})
 
     monkeypatch.setattr(train, "_straightforward_loss", without_msg)
-    assert run.main(command(folder, tmp_path, "--parts", "train")) == 2
-    assert "loss is" in capsys.readouterr().err
+    assert run.main(command(folder, tmp_path, "--parts", "train", "large")) == 1
+    assert "train failed: loss is" in capsys.readouterr().err
     assert not (tmp_path / "train.json").exists()
+    assert (tmp_path / "large.json").exists()
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["ours"] == "not measured" for row in rows if "step" in row["label"]} == {
+        True,
+        False,
+    }
+
+
+def test_the_suite_for_a_gpu_runs_in_small_and_has_every_row(folder, tmp_path, monkeypatch, capsys):
+    """On this machine's CPU: its parts and rows, whatever their size."""
+    small = dataclasses.asdict(SUITES["tiny"])
+    gpu = SUITES["gpu"]
+    assert gpu.parts[0] == "large" and set(gpu.parts) == set(run.PARTS)
+    small |= {"parts": gpu.parts, "backends": ("sdpa", "eager"), "large": SUITES["tiny"].large}
+    monkeypatch.setitem(SUITES, "gpu", Sizes(**small))
+    asked = command(folder, tmp_path, "--suite", "gpu")
+    assert run.main(asked) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    missing = [row["label"] for row in rows if row["ours"] == "not measured"]
+    assert all("llm2vec" in label or "memory" in label for label in missing), missing
+    labels = " ".join(row["label"] for row in rows)
+    for part in ("encode at 512", "the paper's step", "static cache", "eager: seconds; sdpa"):
+        assert part in labels
+    assert "sentence-transformers" in labels and "`generate`" in labels
+
+
+def test_a_suite_without_its_device_or_a_part_says_so(folder, tmp_path, capsys):
+    assert run.main(command(folder, tmp_path, "--parts", "attention")) == 2
+    assert "the suite tiny has no part attention" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert run.main(command(folder, tmp_path, "--suite", "gpu")) == 2
+        assert "needs a CUDA device" in capsys.readouterr().err
 
 
 def test_a_process_of_its_own_measures_its_memory_and_says_why_it_failed(folder):
