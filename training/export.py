@@ -63,6 +63,7 @@ def write_adapter(trained: Path, base: Path, folder: Path) -> None:
         base: where `AutoPeftModelForCausalLM` is to find the base.
         folder: replaced whole, or left as it was.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(folder, stale=["*"]) as aside:
         shutil.copytree(trained, aside, ignore=shutil.ignore_patterns("*.bin", "README.md"))
         weights = load_file(aside / SAFETENSORS_WEIGHTS_NAME)

@@ -197,7 +197,7 @@ def test_a_process_of_its_own_measures_its_memory_and_says_why_it_failed(folder)
         expected = load_magnet(folder).encode(["A cat sleeps.", "It rains."])
         np.testing.assert_allclose(found["vectors"], expected, atol=1e-5)
         assert found["seconds"] > 0 and 100 < found["peak_mib"] < 10_000
-        with pytest.raises(RuntimeError, match=r"magnet ended with status 1(.|\n)*entry 0 is int"):
+        with pytest.raises(RuntimeError, match=r"magnet ended with status 1(.|\n)*text 0 is int"):
             worker(texts=[1])
     finally:
         worker.close()

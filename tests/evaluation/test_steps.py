@@ -39,7 +39,7 @@ def configs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ablated(configs, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("ablations")
-    small = SUITES["quick"].__class__(10, 10, (4, 2), 2, 2, 1, 1, 1, 1, 2)
+    small = SUITES["quick"].__class__(10, 10, (4, 2), 2, 2, 1, 1, 1, 1, 1, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tasks.SUITES, "quick", small)
         command = ["--configs", *configs, "--ablations", "mntp", "mtp", "--output", str(output)]
