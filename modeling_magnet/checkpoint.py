@@ -9,10 +9,11 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .adapters import AdapterMixin
+from .adapters import AdapterMixin, _peft
 from .checks import check_place
 from .gguf_cache import dequantized, has_tokenizer
 from .settings import MagnetSettings
@@ -188,12 +189,9 @@ def _add_adapter(model, folder: Path, trusted: bool) -> None:
         model.resize_token_embeddings(tokens)
     model.load_adapter(str(folder))
     if tokens:  # transformers reports these embeddings as unexpected and leaves them out
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
         weights = load_file(folder / ADAPTER_WEIGHTS)
         weights = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
-        set_peft_model_state_dict(model, weights)
+        _peft().set_peft_model_state_dict(model, weights)
     if (folder / "tokenizer_config.json").is_file():
         model._tokenizer_source = (str(folder), {"trust_remote_code": trusted})
     config = folder / "config.json"
