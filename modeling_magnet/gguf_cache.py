@@ -83,10 +83,12 @@ def _make(folder: Path, file: Path, model_types: Container[str]) -> bool:
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": file.name,
     }
-    config = AutoConfig.from_pretrained(**source)
+    config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
     if config.model_type not in model_types:
         return False
-    model: Any = AutoModelForCausalLM.from_pretrained(config=config, dtype=torch.float32, **source)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        config=config, dtype=torch.float32, trust_remote_code=False, **source
+    )
     model.hf_quantizer = None  # the weights are plain; these two would stop saving
     model.config.__dict__.pop("quantization_config", None)
     with written_aside(folder) as aside:
@@ -101,9 +103,10 @@ def _save_tokenizer(source: dict[str, Any], folder: Path) -> None:
     """Add the tokenizer, if it comes back as it was: some releases read their own files otherwise."""
     written: tuple[str, ...] = ()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         written = tokenizer.save_pretrained(folder)
-        same = _content(AutoTokenizer.from_pretrained(folder)) == _content(tokenizer)
+        again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        same = _content(again) == _content(tokenizer)
     except Exception:  # of any kind, and met again where the tokenizer is asked for
         same = False
     if not same:

@@ -25,11 +25,11 @@ def model(folder) -> MagnetLlamaForCausalLM:
 
 @pytest.fixture
 def magnet():
-    """Runs `magnet` and checks its exit code."""
+    """Runs `magnet` and checks its exit code; None is any."""
 
-    def run(*words, code: int = 0, stdin: str | bytes | None = None) -> Result:
+    def run(*words, code: int | None = 0, stdin: str | bytes | None = None) -> Result:
         result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
-        assert result.exit_code == code, result.output
+        assert code in (result.exit_code, None), result.output
         return result
 
     return run
