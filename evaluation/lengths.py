@@ -68,7 +68,7 @@ def draw(
         missing: one of `MISSING`: a sentence, or a run of words, for which a text is cut anew into five
             pieces. Texts without room for the length that is drawn are left out.
         limit: the most to draw.
-        tokenizer: counts the tokens, a word's with its space.
+        tokenizer: a model's `text_tokenizer`, which counts the tokens, a word's with its space.
         seed: of all that is drawn.
     """
     generator = np.random.default_rng(seed)
@@ -81,7 +81,7 @@ def draw(
         if len(found) == limit:
             break
         words = " ".join(story).split()
-        each = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+        each = tokenizer.continued.ids([f" {word}" for word in words])
         ends = np.cumsum([len(ids) for ids in each])
         length = int(generator.choice(RUNS))
         begins = [
@@ -235,7 +235,7 @@ def main(command_line: list[str] | None = None) -> None:
         encoder = SentenceTransformer(options.encoder)
     content = {}
     for name, kind in [(name, kind) for name in bodies for kind in options.missing]:
-        pairs = draw(bodies[name], kind, options.limit, model.tokenizer, options.seed)
+        pairs = draw(bodies[name], kind, options.limit, model.text_tokenizer, options.seed)
         chosen, gaps = [story for story, _ in pairs], [gap for _, gap in pairs]
         name = f"{name}, missing: {kind}"
         figures, written = compare(

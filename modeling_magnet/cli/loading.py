@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from ..auto import load_magnet
 from ..checkpoint import PYPI, _base_of_adapter
 from ..modeling_magnet import MagnetMixin
 from .extras import require
-
-HAS_TOKENIZER = ("tokenizer_config.json", "config.json")
-"""With one of these an adapter's folder brings its tokenizer, or its base's is loaded with it."""
 
 
 def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetMixin:
@@ -42,13 +38,8 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetM
         require("gguf", f"the GGUF file of {base or place}")
     with _named(place, base):
         arguments = {} if dtype == "auto" else {"dtype": dtype}
-        if base is None:
-            model, info = load_magnet(place, output_loading_info=True, **arguments)
-            missing = sorted(info["missing_keys"])
-        else:  # where older versions of transformers have no loading info
-            model, missing = load_magnet(place, **arguments), []
-            if not any((Path(place) / name).exists() for name in HAS_TOKENIZER):
-                model.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        model, info = load_magnet(place, output_loading_info=True, **arguments)
+    missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
             f"{place} lacks {len(missing)} of the model's weights ({missing[0]}, ...): it is no "

@@ -88,7 +88,7 @@ def test_the_seam_is_read_as_it_stands_in_the_text():
 
 def test_a_missing_run_of_words_is_about_as_long_as_was_drawn(model):
     texts = [SENTENCES * 3, SENTENCES, ["One.", "Two.", "Three."]]
-    pairs = draw(texts * 40, "words", 30, model.tokenizer)
+    pairs = draw(texts * 40, "words", 30, model.text_tokenizer)
     assert len(pairs) == 30
     for pieces, gap in pairs:
         assert gap == 3 and len(pieces) == 5 and all(pieces)
@@ -98,8 +98,8 @@ def test_a_missing_run_of_words_is_about_as_long_as_was_drawn(model):
         for pieces, _ in pairs
     ]
     assert all(any(sum(each) >= run > sum(each[:-1]) for run in RUNS) for each in sizes)
-    assert draw(texts * 40, "words", 30, model.tokenizer) == pairs
-    sentences = draw(STORIES, "sentence", 1, model.tokenizer)
+    assert draw(texts * 40, "words", 30, model.text_tokenizer) == pairs
+    sentences = draw(STORIES, "sentence", 1, model.text_tokenizer)
     assert len(sentences) == 1 and sentences[0][0] in STORIES
 
 
