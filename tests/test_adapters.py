@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import SENTENCES, make_model
+from transformers import AutoModel
 
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
 
@@ -195,20 +197,102 @@ def test_adapters_are_added_chosen_saved_and_deleted(tmp_path, tiny):
         pass
 
 
-@pytest.mark.parametrize("added", [[], ["<new>"]])
-def test_an_adapter_that_peft_saved_has_the_tokenizer_of_its_base_or_its_own(tmp_path, tiny, added):
-    """PEFT saves no tokenizer; with added tokens it saves the longer embeddings too."""
-    tiny.save_pretrained(tmp_path / "base")
-    base = load_magnet(tmp_path / "base")
-    config = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+KEPT = {
+    "saved with the adapter": {},
+    "modules to save": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "trained alone": {"trainable_token_indices": [350, 351]},
+}
+"""Ways in which PEFT keeps the embeddings of tokens that were added."""
+
+TEXTS = [*SENTENCES, "The <x> boats of <y>."]
+
+
+def saved_by_peft(folder, base, added=True, **lora):
+    """An adapter's folder as PEFT writes it; `added`: on a base that got two tokens more."""
+    model = load_magnet(base)
     if added:
-        base.tokenizer.add_tokens(added)
-        base.resize_token_embeddings(len(base.tokenizer))
-        config["modules_to_save"] = ["embed_tokens", "lm_head"]
-        base.tokenizer.save_pretrained(tmp_path / "adapter")
-    adapted = get_peft_model(base, LoraConfig(**config, init_lora_weights=False)).eval()
-    texts = [*SENTENCES, " <new> ".join(SENTENCES[:2])]
-    expected = adapted.get_base_model().encode(texts)
-    adapted.save_pretrained(tmp_path / "adapter")
-    assert abs(load_magnet(tmp_path / "adapter").encode(texts) - expected).max() < 1e-5
-    assert abs(load_magnet(tmp_path / "base").encode(texts) - expected).max() > 1e-3
+        model.tokenizer.add_tokens(["<x>", "<y>"])
+        model.resize_token_embeddings(len(model.tokenizer))
+    torch.manual_seed(1)
+    config = LoraConfig(**(LORA | {"task_type": "CAUSAL_LM"} | lora))
+    adapted = get_peft_model(model, config).eval()
+    with torch.no_grad():  # what starts as a copy of the base, changed
+        for name, weight in adapted.named_parameters():
+            if "modules_to_save" in name or "trainable_tokens_delta" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.parametrize("load", [load_magnet, AutoModel.from_pretrained])
+def test_an_adapter_that_peft_saved_has_the_tokenizer_of_its_base(tmp_path, tiny, load):
+    tiny.save_pretrained(tmp_path / "base")
+    adapted = saved_by_peft(tmp_path / "adapter", tmp_path / "base", added=False)
+    model = load(tmp_path / "adapter", trust_remote_code=True)
+    np.testing.assert_allclose(model.encode(TEXTS), adapted.encode(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("lora", KEPT.values(), ids=KEPT)
+def test_tokens_that_were_added_come_with_the_adapter(tmp_path, lora, tied):
+    make_model(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    adapted = saved_by_peft(tmp_path / "adapter", tmp_path / "base", **lora)
+    adapted.tokenizer.save_pretrained(tmp_path / "adapter")
+    model = load_magnet(tmp_path / "adapter")
+    np.testing.assert_allclose(model.encode(TEXTS), adapted.encode(TEXTS), atol=1e-6)
+    ids = torch.tensor([[5, 350, 351, 9]])
+    torch.testing.assert_close(model(input_ids=ids).logits, adapted(input_ids=ids).logits)
+
+
+def test_modules_that_are_saved_whole_are_loaded(tmp_path, tiny):
+    """transformers 5.5 leaves them as the base has them."""
+    tiny.save_pretrained(tmp_path / "base")
+    adapted = saved_by_peft(
+        tmp_path / "adapter", tmp_path / "base", added=False, modules_to_save=["norm"]
+    )
+    model = load_magnet(tmp_path / "adapter")
+    np.testing.assert_allclose(model.encode(TEXTS), adapted.encode(TEXTS), atol=1e-6)
+
+
+def test_a_tokenizer_that_may_lack_tokens_is_told_of(tmp_path, tiny):
+    """PEFT gives the base as many embeddings as the adapter has, but not its tokenizer."""
+    tiny.save_pretrained(tmp_path / "base")
+    adapted = saved_by_peft(tmp_path / "adapter", tmp_path / "base")
+    with pytest.warns(UserWarning, match="350 embeddings and has 352 now.*set it, if tokens were"):
+        load_magnet(tmp_path / "adapter").encode(TEXTS)
+    adapted.tokenizer.save_pretrained(tmp_path / "adapter")
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+    with pytest.warns(UserWarning, match="350 embeddings and has 352 now"):
+        model.encode(TEXTS)
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path, tiny):
+    tiny.save_pretrained(tmp_path / "base")
+    folder, before = tmp_path / "adapter", logits(tiny)
+    saved_by_peft(folder, tmp_path / "base", added=False)
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = min(weights)
+    for change, message in (
+        (lambda: weights.pop(name), "lacks .*layers.0.mlp.up_proj.lora_A"),
+        (lambda: weights.update({name: torch.zeros(4, 40)}), "does not fit the model: .*up_proj"),
+    ):
+        change()
+        save_file(weights, folder / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            tiny.load_adapter(str(folder))
+        assert torch.equal(logits(tiny), before)
+        with pytest.raises(ValueError, match="no adapter"):
+            tiny.active_adapters()
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(OSError, match="no adapter_model.safetensors"):
+        tiny.load_adapter(str(folder))
+
+
+def test_an_adapter_is_refused_where_weights_of_the_base_are_on_the_disk(tmp_path, tiny):
+    """There transformers takes whatever is in memory for the adapter's."""
+    tiny.save_pretrained(tmp_path / "base")
+    saved_by_peft(tmp_path / "adapter", tmp_path / "base", added=False)
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+    places |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    with pytest.raises(ValueError, match="device_map has put weights of the model elsewhere"):
+        load_magnet(tmp_path / "adapter", device_map=places, offload_folder=tmp_path / "offload")
