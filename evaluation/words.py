@@ -273,7 +273,7 @@ def main(command_line: list[str] | None = None) -> None:
         model.encode_words, options.train, options.test, options.tasks, options.steps,
         limit=(options.limit_train, options.limit_test), seed=options.seed,
     )  # fmt: skip
-    seconds = round(time.perf_counter() - began, 1)
+    seconds = round(time.perf_counter() - began, 3)
     print(table({options.model: named(results)}))
     print(f"\nn: test sentences; {options.steps} steps, seed {options.seed}, {seconds} s")
     if output := options.output:

@@ -71,16 +71,6 @@ class Layout:
         before = sum(map(len, self.parts[: blank + 1]))
         return [*range(before, self.context), *range(before)]
 
-    def around(self, blank: int, gap: int, most: int) -> "Layout":
-        """One blank alone with a gap of another length, and at most so many tokens on each side.
-
-        The text's first token stays: every text that the model was trained on begins with it.
-        """
-        before = [token for part in self.parts[: blank + 1] for token in part]
-        after = [token for part in self.parts[blank + 1 :] for token in part]
-        near = before[:1] + before[1:][-most:]
-        return Layout([near, after[:most]], [gap])
-
 
 def context_inputs(
     layouts: Sequence[Layout], orders: Sequence[list[int]] | None = None, device: Any = None

@@ -1,8 +1,7 @@
 """How long a span is that nobody gives a length for.
 
 The gap is somewhat longer than a sentence of the text around it, and what fills it is cut where the suffix
-reads on best. Of the ways that were tried no other came as near to the length of what was missing
-(`evaluation/README.md`, "Infilling without a length"), and it takes little longer than a given length.
+reads on best. `evaluation/README.md`, "Infilling without a length", has the ways that were tried.
 """
 
 import math
@@ -24,7 +23,7 @@ SENTENCE_END = re.compile(
 """Where a sentence ends, in the scripts that mark it."""
 
 SLACK = 1.2
-"""Positions of a gap, of those that a sentence has: on average a sixth is cut off again."""
+"""Positions of a gap for each that a sentence has: room to cut."""
 
 SHORTEST_CUT = 0.5
 """What of a filled gap stays at least."""
