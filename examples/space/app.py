@@ -365,6 +365,36 @@ def written_box(label: str, visible: bool = True) -> gr.HighlightedText:
     )
 
 
+def run_until_stopped(
+    write: Callable[..., Iterator],
+    inputs: list,
+    outputs: list,
+    *,
+    start: gr.Button,
+    stop: gr.Button,
+    submitted: gr.Textbox,
+) -> None:
+    """Run `write` on a click or Enter; while it runs, the button that stops it takes the other's place."""
+    aside: dict[str, Any] = {
+        "inputs": None,
+        "outputs": [start, stop],
+        "queue": False,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
+
+    def show_stop() -> tuple[gr.Button, gr.Button]:
+        return gr.Button(visible=False), gr.Button(visible=True)
+
+    def show_start() -> tuple[gr.Button, gr.Button]:
+        return gr.Button(visible=True), gr.Button(visible=False)
+
+    begun = gr.on([start.click, submitted.submit], show_stop, **aside)
+    writing = begun.then(write, inputs, outputs, api_name=write.__name__, **ONE_AT_A_TIME)
+    writing.then(show_start, **aside)
+    stop.click(None, cancels=[writing])
+
+
 with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
     gr.Markdown(about())
     with gr.Tab("Similarity"):
@@ -425,9 +455,8 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
                 buttons=[],
             )
             temperature_box, seed_box = sampling_controls()
-        with gr.Row():
-            fill = gr.Button("Fill in", variant="primary", scale=5)
-            stop_filling = gr.Button("Stop", scale=1)
+        fill = gr.Button("Fill in", variant="primary")
+        stop_filling = gr.Button("Stop", visible=False)
         gr.Examples(
             [
                 ["She opened the door and ___ Then she ran away.", True, 16, 1, 0],
@@ -445,15 +474,14 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
         )
         filled_boxes = [written_box(f"Sample {i + 1}", visible=i == 0) for i in range(MOST_SAMPLES)]
         length_box.input(lambda: False, None, automatic_box, queue=False)
-        filling = gr.on(
-            [fill.click, text_box.submit],
+        run_until_stopped(
             infill,
             [text_box, automatic_box, length_box, samples_box, temperature_box, seed_box],
             filled_boxes,
-            api_name="infill",
-            **ONE_AT_A_TIME,
+            start=fill,
+            stop=stop_filling,
+            submitted=text_box,
         )
-        stop_filling.click(None, cancels=[filling])
 
     with gr.Tab("Generation"):
         prompt_box = gr.Textbox("The history of the steam engine", lines=3, label="Prompt")
@@ -462,9 +490,8 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
                 8, 128, 40, step=1, label="Length", info="tokens at most", buttons=[]
             )
             temperature_box, seed_box = sampling_controls()
-        with gr.Row():
-            write_on = gr.Button("Continue", variant="primary", scale=5)
-            stop_writing = gr.Button("Stop", scale=1)
+        write_on = gr.Button("Continue", variant="primary")
+        stop_writing = gr.Button("Stop", visible=False)
         gr.Examples(
             [
                 ["The history of the steam engine"],
@@ -483,15 +510,14 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
                 "The adapter of this checkpoint is merged into its weights, or there was none: run the "
                 "page with an adapter's folder to see the base model beside it."
             )
-        writing = gr.on(
-            [write_on.click, prompt_box.submit],
+        run_until_stopped(
             generate,
             [prompt_box, most_box, temperature_box, seed_box],
             continued_boxes,
-            api_name="generate",
-            **ONE_AT_A_TIME,
+            start=write_on,
+            stop=stop_writing,
+            submitted=prompt_box,
         )
-        stop_writing.click(None, cancels=[writing])
 
 if __name__ == "__main__":
     fonts = ["system-ui", "sans-serif"]  # none is fetched from elsewhere

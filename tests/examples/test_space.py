@@ -249,11 +249,17 @@ def test_generation_with_and_without_the_adapter(page, model, keep):
     assert adapted != base and len(adapted) > 3
     becomes(lambda: written(page), [adapted, base])
     keep("generation")
+    length = page.get_by_label("number input for Length").locator("visible=true")
+    length.fill("128")  # long enough to be stopped
     for _ in range(2):  # stopped on its way, it leaves the adapter on
         page.get_by_role("button", name="Continue").click()
+        playwright.expect(page.get_by_role("button", name="Continue")).to_be_hidden()
         page.get_by_role("button", name="Stop").locator("visible=true").click()
+        playwright.expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    length.fill("40")
     page.get_by_role("button", name="Continue").click()
     becomes(lambda: written(page), [adapted, base])
+    playwright.expect(page.get_by_role("button", name="Stop").locator("visible=true")).to_have_count(0)
 
 
 def test_both_are_streamed(url, model):
