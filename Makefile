@@ -29,7 +29,7 @@ quickstart: $(VENV)/.quickstart
 	$(RUN)/python -m examples.quickstart
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --numprocesses auto --maxprocesses 4 $(PYTEST_ARGUMENTS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest --numprocesses auto --maxprocesses 4 $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .
