@@ -26,6 +26,7 @@ from .lengths import LengthsMixin  # noqa: F401
 from .masking import sliding_window  # noqa: F401
 from .mixin import CausalLM  # noqa: F401
 from .modeling_magnet import MagnetMixin
+from .ranking import RankingMixin  # noqa: F401
 from .saving import SavingMixin  # noqa: F401
 from .scoring import ScoringMixin  # noqa: F401
 from .settings import MagnetSettings  # noqa: F401

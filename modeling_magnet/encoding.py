@@ -21,6 +21,9 @@ from .tokenizing import check_text
 CPU_BATCH_TOKENS = 1024
 """Tokens of a batch on a CPU, padding included: larger batches took no less time."""
 
+BAR_DELAY = 2.0
+"""Seconds after which a call that nobody asked for a progress bar shows one in a terminal."""
+
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
@@ -57,7 +60,8 @@ class EncodingMixin(CheckpointMixin):
             prompt: the text of the prompt itself instead; `""` for none.
             batch_size: the most sentences in a forward pass. Batches are made of similar lengths; on
                 a CPU those of long texts are smaller.
-            show_progress_bar: None shows it where transformers' log level is `info` or below.
+            show_progress_bar: None shows it in a terminal where the call takes longer than two
+                seconds, and always where transformers' log level is `info` or below.
             output_value: `"sentence_embedding"`, or `"token_embeddings"` for what `encode_tokens`
                 returns (of the sentences without a prompt).
             precision: `"float32"`, or `"int8"`, `"uint8"`, `"binary"`, `"ubinary"` as in
@@ -356,9 +360,13 @@ class EncodingMixin(CheckpointMixin):
         batches = _batches(lengths, batch_size, CPU_BATCH_TOKENS if on_cpu else None)
         devices = devices[: max(1, len(batches))]
         models = {device: inference_model(self, device) for device in dict.fromkeys(devices)}
-        if show_progress_bar is None:
-            show_progress_bar = logging.get_verbosity() <= logging.INFO
-        bar = tqdm(total=len(lengths), desc="Encoding", unit="text", disable=not show_progress_bar)
+        if show_progress_bar is None and logging.get_verbosity() <= logging.INFO:
+            show_progress_bar = True
+        unasked = show_progress_bar is None  # tqdm's `disable=None`: only in a terminal
+        bar = tqdm(
+            total=len(lengths), desc="Encoding", unit="text", delay=BAR_DELAY if unasked else 0,
+            disable=None if unasked else not show_progress_bar,
+        )  # fmt: skip
         results: list[Any] = [None] * len(lengths)
 
         def work(model, own_batches: list[list[int]]) -> None:

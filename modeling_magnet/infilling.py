@@ -25,6 +25,9 @@ from .tokenizing import TextTokenizer, check_text
 LONGEST = 64
 """The most that is written where neither a length nor `max_new_tokens` is given."""
 
+BLANK = "___"
+"""What marks a blank in a text that is given whole."""
+
 
 class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
     """`infill`, `infill_blanks` and `score` for a causal language model with a span map."""
@@ -32,18 +35,19 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
     def infill(
         self,
         prefix: str | Sequence[str],
-        suffix: str | Sequence[str],
+        suffix: str | Sequence[str] | None = None,
         span_length: int | Sequence[int] | None = None,
         max_new_tokens: int | None = None,
         streamer: BaseStreamer | None = None,
         return_scores: bool = False,
         **generate_arguments,
     ):
-        """Write the missing middle between a prefix and a suffix.
+        """Write the missing middle between a prefix and a suffix, or the blanks `___` of a text.
 
         Args:
             prefix: the text before the gap, or a sequence of them. May be empty. Spaces at its end
                 are left to the span, since a language model writes a space with the word after it.
+                Without a suffix: a whole text that has `___` for each blank, or a sequence of them.
             suffix: the text after the gap, as many as prefixes. May be empty. Starts with its own
                 space where there is one.
             span_length: how many token positions the gap has, for all or one each; the span is up to
@@ -59,7 +63,8 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
                 `tokenizer` here.
 
         Returns:
-            The span's text; for a sequence of prefixes a list of them. With
+            The span's text; for a sequence of prefixes a list of them. Of a text with `___` the
+            list of its blanks, as `infill_blanks` returns it. With
             `num_return_sequences=n` each is a list of n. With `return_dict_in_generate=True` what
             `generate` returns, its `sequences` cut to the span, with the texts as `texts`.
 
@@ -67,12 +72,21 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             TypeError: a text is no string, or an argument is one that `infill` sets itself.
             ValueError: numbers of prefixes, suffixes and lengths differ, a length is below 1,
                 context and gap exceed the checkpoint's `max_length`, the prefix is empty and the
-                checkpoint has no start token, or an argument cannot work with a span map.
+                checkpoint has no start token, an argument cannot work with a span map, or there is
+                neither a suffix nor `___`.
 
         Example:
             >>> model.infill("The capital of France is", " and it lies on the Seine.", span_length=1)
             ' Paris'
+            >>> model.infill("The capital of France is ___ and it lies on the Seine.", span_length=1)
+            ['Paris']
         """
+        if suffix is None:
+            texts = _around_marks(prefix)
+            return self._infill_texts(
+                texts, isinstance(prefix, str), span_length, max_new_tokens, streamer,
+                return_scores, generate_arguments,
+            )  # fmt: skip
         single = isinstance(prefix, str) and isinstance(suffix, str)
         prefixes = [prefix] if isinstance(prefix, str) else _listed(prefix, "prefix")
         suffixes = [suffix] if isinstance(suffix, str) else _listed(suffix, "suffix")
@@ -123,16 +137,21 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             >>> len(model.infill_blanks(["The", " sat on the", "."], span_length=1))
             2
         """
-        texts, single = _as_texts(parts)
+        return self._infill_texts(
+            *_as_texts(parts), span_length, max_new_tokens, None, return_scores, generate_arguments
+        )
+
+    def _infill_texts(
+        self, texts, single, span_length, max_new_tokens, streamer, return_scores, arguments
+    ):
+        """The spans of each text, given as parts; of the only one where there is a single text."""
         if single:
             lengths = [_each(span_length, len(texts[0]) - 1, "blanks")]
         elif isinstance(span_length, LISTS):
             raise ValueError("span_length is a sequence: for several texts give one number or None")
         else:
             lengths = [_each(span_length, len(text) - 1, "blanks") for text in texts]
-        results = self._infill(
-            texts, lengths, max_new_tokens, None, return_scores, generate_arguments
-        )
+        results = self._infill(texts, lengths, max_new_tokens, streamer, return_scores, arguments)
         if not isinstance(results, list):
             return results
         return results[0] if single else results
@@ -307,6 +326,19 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
 
 LISTS = (Sequence, np.ndarray)
 """What a list of lengths may be."""
+
+
+def _around_marks(texts) -> list[list[str]]:
+    """Texts with blanks, each as the parts around them."""
+    texts = [texts] if isinstance(texts, str) else _listed(texts, "prefix")
+    parts = [check_text(text, f"text {t}").split(BLANK) for t, text in enumerate(texts)]
+    for t, text in enumerate(parts):
+        if len(text) == 1:
+            raise ValueError(
+                f"text {t} has no {BLANK} and there is no suffix: mark what is missing by {BLANK}, or "
+                "give the text after it"
+            )
+    return parts
 
 
 def _as_texts(parts) -> tuple[list[Sequence[str]], bool]:

@@ -27,7 +27,7 @@ from .checks import whole_number  # noqa: F401
 from .compat import cache_in, named_cache
 from .decoding import DecodingMixin  # noqa: F401
 from .devices import as_asked
-from .encoding import EncodingMixin
+from .encoding import EncodingMixin  # noqa: F401
 from .gguf_cache import dequantized  # noqa: F401
 from .infilling import InfillingMixin
 from .layout import Layout  # noqa: F401
@@ -41,6 +41,7 @@ from .masking import (
     sliding_window,
 )
 from .mixin import CausalLM
+from .ranking import RankingMixin
 from .saving import SavingMixin
 from .scoring import ScoringMixin  # noqa: F401
 from .settings import MagnetSettings
@@ -49,7 +50,7 @@ from .tokenizing import TextTokenizer  # noqa: F401
 __all__ = ["MagnetLlamaForCausalLM", "MagnetMixin", "MagnetSettings"]
 
 
-class MagnetMixin(InfillingMixin, EncodingMixin, SavingMixin, CausalLM):
+class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
     """Gives a causal-LM class of transformers a span map, `encode` and `infill`.
 
     Without a span map the class is the one it is mixed into, bit for bit: `generate` and plain

@@ -43,6 +43,9 @@ def longest_alike(config: PreTrainedConfig) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""The names that sentence-transformers looks for among prompts, for a query and for a document."""
+
 SHORTEST = 3
 """The least that `max_length` may be."""
 
@@ -193,13 +196,17 @@ class MagnetSettings:
 
     @property
     def sentence_transformers_prompts(self) -> dict[str, str]:
-        """The prompts, and the default one for what sentence-transformers calls queries and documents.
+        """The prompts, with one for what sentence-transformers calls queries and documents.
 
-        Its `encode_query` and `encode_document`, and whatever stands on them, take no prompt at all
+        Where none is named so it is the default one: its `encode_query` and `encode_document`, and whatever stands on them, take no prompt at all
         where a folder names none for them.
         """
-        default = self.prompt_text(None, None)
-        return {"query": default, "document": default} | self.prompts
+        texts = {role: self.prompt_text(self.prompt_name_of(role), None) for role in ROLES}
+        return texts | self.prompts
+
+    def prompt_name_of(self, role: str) -> str | None:
+        """The prompt for a `query` or a `document`; None, the default one, where none is named so."""
+        return next((name for name in ROLES[role] if name in self.prompts), None)
 
     def prompt_text(self, prompt_name: str | None, prompt: str | None) -> str:
         """The text to put before a sentence.

@@ -18,7 +18,7 @@ from test_model import add_lora
 from tiny import SENTENCES, make_model
 
 from docs import figures
-from modeling_magnet import MagnetLlamaForCausalLM, masking
+from modeling_magnet import MagnetLlamaForCausalLM, load_magnet, masking
 from training.train import parse
 
 DOCS = ROOT / "docs"
@@ -97,6 +97,16 @@ CLAIMS = {
     "adapt-your-own": [
         lambda left, desk: left["vectors"].shape == (2, 576),
         lambda left, desk: left["as_the_base_writes"].shape[1] > left["inputs"]["input_ids"].shape[1],
+    ],
+    "fine-tune": [
+        lambda left, desk: left["triplets"].column_names == ["anchor", "positive", "negative"],
+        lambda left, desk: left["difference"] == 0 and left["short"].shape == (3, 64),
+        lambda left, desk: abs(
+            left["tuned"].encode(left["texts"])
+            - load_magnet(desk / "outputs/quickstart/model").encode(left["texts"])
+        ).max() > 0.01,
+        lambda left, desk: len(left["hits"]) == 1
+        and isinstance(left["tuned"].infill("The", " sat.", span_length=2), str),
     ],
     "export": [
         lambda left, desk: type(left["plain"]).__name__ == "LlamaForCausalLM",

@@ -1,5 +1,7 @@
 """`encode`, `encode_tokens` and `encode_words`."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ARCHITECTURES, SENTENCES, make_model
 
+from modeling_magnet import encoding
 from modeling_magnet.encoding import _batches
 
 PROMPT = "Given the sentence, find its representation: "
@@ -179,6 +182,26 @@ def test_word_vectors_are_means_over_the_word_s_tokens(tiny):
     both = tiny.encode_words([SENTENCES[0], " ".join(words)])
     np.testing.assert_allclose(both[1], expected, atol=1e-5)
     assert both[0].shape == (len(SENTENCES[0].split()), 48)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_tokens", "encode_words", "encode_query"])
+def test_a_long_call_shows_its_progress_in_a_terminal_unless_told(tiny, method, monkeypatch):
+    def shown(file, delay=0.0, **arguments) -> str:
+        monkeypatch.setattr(encoding, "BAR_DELAY", delay)
+        monkeypatch.setattr("sys.stderr", file)
+        getattr(tiny, method)(SENTENCES, batch_size=1, **arguments)
+        return file.getvalue()
+
+    assert "Encoding: 100%" in shown(Terminal())
+    assert shown(Terminal(), delay=3600.0) == ""  # a short call
+    assert shown(io.StringIO()) == ""  # a log
+    assert shown(Terminal(), show_progress_bar=False) == ""
+    assert "Encoding: 100%" in shown(io.StringIO(), delay=3600.0, show_progress_bar=True)
 
 
 def test_gradients_flow_through_pool_but_not_through_encode(tiny):

@@ -377,6 +377,20 @@ def test_what_is_longer_than_the_checkpoint_was_trained_on_is_said_once_a_call(t
     assert len(said) == 1
 
 
+def test_a_text_with_marks_is_the_parts_around_them(endless):
+    """`___`, as on the command line; singular in, singular out."""
+    parts = [["The ", " sat on ", "."], ["She counted ", ", and then the rain began!"]]
+    texts = ["___".join(text) for text in parts]
+    assert endless.infill(texts[0], span_length=[2, 3]) == endless.infill_blanks(
+        parts[0], span_length=[2, 3]
+    )
+    assert endless.infill(texts, span_length=2) == endless.infill_blanks(parts, span_length=2)
+    (one,) = endless.infill(texts[1], span_length=2)
+    assert one == endless.infill(*parts[1], span_length=2)
+    with pytest.raises(ValueError, match="text 1 has no ___ and there is no suffix: mark what"):
+        endless.infill([texts[0], "The cat."])
+
+
 def test_no_texts(tiny):
     assert tiny.infill([], []) == []
 
