@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 INCLUDE = re.compile(r'^--8<-- "([^":]+)"$', re.MULTILINE)
 HEADING = re.compile(r"^#+ +(.*?)(?: +\{ *#([\w-]+) *\})?$", re.MULTILINE)
+SERVER = "http://localhost:8000"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -85,8 +86,13 @@ def dead_links(page: Path) -> list[str]:
     return dead
 
 
-def run_blocks(page: Path, run_commands: bool = False) -> dict:
+def run_blocks(page: Path, run_commands: bool = False, server: str = SERVER) -> dict:
     """Run a page's Python blocks in order, in one namespace; and its `magnet` commands among them.
+
+    Args:
+        page: a Markdown file.
+        run_commands: run them too.
+        server: the address of the one that pages have at `SERVER`.
 
     Returns:
         The namespace that the blocks leave.
@@ -95,10 +101,11 @@ def run_blocks(page: Path, run_commands: bool = False) -> dict:
     for block in blocks(page):
         if block.language == "python":
             with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(block.text, str(page), "exec"), namespace)
+                text = block.text.replace(SERVER, server)
+                exec(compile(text, str(page), "exec"), namespace)
         elif block.language == "bash" and run_commands:
             for command in block.commands:
-                if command.startswith("magnet "):
+                if command.startswith("magnet ") and not command.startswith("magnet serve "):
                     result = CliRunner().invoke(app, shlex.split(command)[1:])
                     assert result.exit_code == 0, f"{command}\n{result.output}"
     return namespace
@@ -120,6 +127,8 @@ def check_command(command: str) -> None:
         assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     elif words[0] == "pytest":
         assert all(Path(word).exists() for word in words[1:] if not word.startswith("-"))
+    elif words[0] == "curl":
+        pass  # tests/serve runs them
     elif words[0] == "magnet":
         group = get_command(app)
         with group.make_context("magnet", words[1:]) as context:

@@ -26,6 +26,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 ELSEWHERE = {
     "share-on-the-hub": "tests/test_hub.py, which has a hub",
     "integrations": "tests/test_integrations.py, which has the packages",
+    "serve": "tests/serve, which has a server",
 }
 """Pages whose Python blocks another test runs."""
 
@@ -75,7 +76,7 @@ CLAIMS = {
         lambda left, desk: left["nearest"] in left["passages"],
         lambda left, desk: len(left["shards"]) == 3 and left["whole"].shape == (5, 576),
     ],
-    "serve": [
+    "threads": [
         lambda left, desk: all(
             (vector == left["model"].encode(text)).all()
             for text, vector in zip(left["texts"], left["vectors"], strict=True)

@@ -16,15 +16,19 @@ FOLDERS = [ROOT / name / "README.md" for name in ("training", "evaluation", "ben
 
 def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):
     """On the real base model, saved where the quickstart saves."""
+    from server_process import serving_here  # which needs the extra `serve`
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     for name in ("base", "model"):
         base_model.save_pretrained(f"outputs/quickstart/{name}")
-    namespace = run_blocks(README)
+    with serving_here(base_model, "model") as address:
+        namespace = run_blocks(README, server=address)
     assert namespace["vectors"].shape == (2, 576)
     assert namespace["words"].shape == (3, 576)
     assert isinstance(namespace["middle"], str) and len(namespace["middles"]) == 2
     assert namespace["text"].startswith("Once upon a time")
+    assert len(namespace["answer"].data) == 2 and namespace["filled"].choices[0].text
     assert namespace["logits"].shape[-1] == 49152
 
 

@@ -51,6 +51,7 @@ def main(
     magnet encode MODEL texts.txt -o vectors.npy      vectors, one a text
     magnet infill MODEL --text "The ___ sat there."   what is missing
     magnet generate MODEL "Once upon a time"          what comes next
+    magnet serve MODEL                                all three over HTTP
     magnet export MODEL out --to plain                a copy for other tools
 
     \b
@@ -373,6 +374,57 @@ def generate(
         with _lines(output) as file:
             done = texts.generate_rows(loaded, rows, batch_size, arguments, file, skipped)
     _end(done, skipped, strict)
+
+
+@app.command(cls=Command)
+def serve(
+    model: options.Model,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model.  [default: the folder's name]")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="MAGNET_API_KEY", help="A key that clients must send; may be repeated."
+        ),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 16,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Rows that may wait; further ones get status 429.")
+    ] = 256,
+    max_texts: Annotated[int, typer.Option(min=1, help="Texts of a request.")] = 128,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 4 << 20,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Serve embeddings, infilling and completions over HTTP, as OpenAI and llama.cpp do.
+
+    \b
+    magnet serve MODEL
+    MAGNET_API_KEY=secret magnet serve MODEL --host 0.0.0.0
+    curl localhost:8000/v1/embeddings --json '{"input": "A cat sleeps."}'
+
+    \b
+    POST /v1/embeddings    vectors of length 1
+    POST /v1/completions   what comes next; with a suffix, what is missing
+    POST /infill           the same for editors, with the fields of llama.cpp
+    GET  /v1/models, /health, /metrics
+
+    Requests that arrive together share a batch. SIGTERM finishes what was begun, then ends.
+    """
+    check_installed("fastapi", "magnet serve", "serve")
+    check_installed("prometheus_client", "magnet serve", "serve")
+    import uvicorn
+
+    from ..serve.app import Server, create_app
+    from .loading import load_model
+
+    loaded = load_model(model, device, dtype)
+    server = Server(loaded, name or Path(model).name, max_batch, max_waiting, max_texts)
+    served = create_app(server, api_key or (), max_body)
+    uvicorn.run(served, host=host, port=port, access_log=False)
 
 
 @app.command(cls=Command)

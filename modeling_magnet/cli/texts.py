@@ -122,7 +122,7 @@ def generate_rows(
     for batch in batches(prompts(), batch_size):
         samples = continuations(model, [token_ids for _, token_ids in batch], arguments)
         for (row, _), written in zip(batch, samples, strict=True):
-            decoder = _decoder(model, row.value)
+            decoder = decoder_after(model, row.value)
             for sample, ids in enumerate(written):
                 text = decoder.decode(ids)
                 content = {"index": row.index, "prompt": row.value, "continuation": text}
@@ -150,7 +150,7 @@ def continuations(
     return [rows.tolist() for rows in written.split(len(written) // len(prompts))]
 
 
-def _decoder(model: Any, before: str) -> TextTokenizer:
+def decoder_after(model: Any, before: str) -> TextTokenizer:
     """What decodes text that is written after other text, which may be empty."""
     return model.text_tokenizer.continued if before else model.text_tokenizer
 
@@ -165,7 +165,7 @@ class Streamer(TextStreamer):
     """
 
     def __init__(self, model: Any, before: str, after_space: bool = False):
-        decoder: Any = _decoder(model, before)
+        decoder: Any = decoder_after(model, before)
         super().__init__(decoder, skip_prompt=True, skip_special_tokens=True)
         self.after_space = after_space
 

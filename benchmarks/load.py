@@ -1,0 +1,255 @@
+"""`magnet serve` under load: many clients, mixed jobs, every answer compared with the direct call.
+
+    python -m benchmarks.load --model checkpoints/magnet-smollm2-135m --clients 16 --seconds 120 --output load.json
+
+Prints a table: answers by kind and status, answers that differ, requests per second, latency, and the server's memory
+at the start and at the end. Then, in the same run, the texts that are encoded per second by a loop of direct calls, by
+the server, and by sentence-transformers in the server's place.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+
+from .texts import read_texts
+
+WORDS = 8
+"""Tokens that each completion and infilling writes."""
+
+
+def jobs(texts: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Kind, path and body of requests: three of four are embeddings."""
+    made: list[tuple[str, str, dict[str, Any]]] = []
+    for i, text in enumerate(texts):
+        half = len(text) // 2
+        if i % 8 == 3:
+            body = {"prompt": text, "max_tokens": WORDS, "temperature": 0}
+            made.append(("completion", "/v1/completions", body))
+        elif i % 8 == 7:
+            body = {
+                "input_prefix": text[:half],
+                "input_suffix": text[half:],
+                "span_length": WORDS if i % 16 == 7 else None,
+                "n_predict": WORDS,
+            }
+            made.append(("infill", "/infill", body))
+        else:
+            made.append(("embedding", "/v1/embeddings", {"input": text}))
+    return made
+
+
+def expected(model: Any, requests: list[tuple[str, str, dict[str, Any]]]) -> list[Any]:
+    """What the direct call gives for each request."""
+    found: list[Any] = []
+    for kind, _, body in requests:
+        if kind == "embedding":
+            found.append(model.encode(body["input"], normalize_embeddings=True))
+        elif kind == "infill":
+            found.append(
+                model.infill(
+                    body["input_prefix"],
+                    body["input_suffix"],
+                    body["span_length"],
+                    max_new_tokens=WORDS,
+                    do_sample=False,
+                )
+            )
+        else:
+            (ids,) = model.text_tokenizer.ids([body["prompt"]], add_special_tokens=True)
+            written = model.generate(torch.tensor([ids]), max_new_tokens=WORDS, do_sample=False)
+            found.append(model.text_tokenizer.continued.decode(written[0, len(ids) :]))
+    return found
+
+
+def equal(kind: str, answer: dict[str, Any], wanted: Any) -> bool:
+    """Whether an answer is the direct call's."""
+    if kind == "embedding":
+        return np.allclose(answer["data"][0]["embedding"], wanted, atol=1e-4)
+    if kind == "infill":
+        return answer["content"] == wanted
+    return answer["choices"][0]["text"] == wanted
+
+
+class Server:
+    """A `magnet serve` process."""
+
+    def __init__(self, model: str, *options: str):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "modeling_magnet.cli", "serve", model, "--port", "0", *options],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if "running on" in line:
+                self.address = line.split("running on ")[1].split()[0]
+                break
+        else:
+            raise RuntimeError("the server did not start")
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+
+    @property
+    def mib(self) -> float:
+        """Its memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def soak(server: Server, requests, wanted, clients: int, seconds: float) -> dict[str, Any]:
+    """Clients that ask one request after another, until the time is over."""
+    end = time.monotonic() + seconds
+    statuses: Counter[str] = Counter()
+    times: dict[str, list[float]] = {}
+    different: list[int] = []
+    memory = [server.mib]
+
+    def client(seed: int) -> None:
+        drawn = random.Random(seed)
+        with httpx.Client(base_url=server.address, timeout=600) as http:
+            while time.monotonic() < end:
+                i = drawn.randrange(len(requests))
+                kind, path, body = requests[i]
+                began = time.monotonic()
+                answer = http.post(path, json=body)
+                statuses[f"{kind} {answer.status_code}"] += 1
+                if answer.status_code == 200:
+                    times.setdefault(kind, []).append(time.monotonic() - began)
+                    if not equal(kind, answer.json(), wanted[i]):
+                        different.append(i)
+                elif answer.status_code == 429:
+                    time.sleep(float(answer.headers["retry-after"]))
+
+    threads = [threading.Thread(target=client, args=[seed]) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        time.sleep(min(10, seconds / 10))
+        memory.append(server.mib)
+    for thread in threads:
+        thread.join()
+    return {
+        "statuses": dict(sorted(statuses.items())),
+        "different": len(different),
+        "seconds": {
+            kind: [statistics.median(found), statistics.quantiles(found, n=20)[-1]]
+            for kind, found in times.items()
+        },
+        "mib": memory,
+    }
+
+
+def throughput(address: str, texts: list[str], clients: int) -> float:
+    """Texts that a server encodes per second, one per request."""
+    with httpx.Client(
+        base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)
+    ) as http:
+
+        def ask(text: str) -> None:
+            http.post("/v1/embeddings", json={"input": text}).raise_for_status()
+
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(ask, texts[:clients]))
+            began = time.monotonic()
+            list(pool.map(ask, texts))
+    return len(texts) / (time.monotonic() - began)
+
+
+def sentence_transformers_server(model: Any, folder: str) -> tuple[Any, str]:
+    """The same server, its vectors made by sentence-transformers from the same folder."""
+    import uvicorn
+    from sentence_transformers import SentenceTransformer
+
+    from modeling_magnet.serve.app import Server as Serving
+    from modeling_magnet.serve.app import create_app
+
+    encoder = SentenceTransformer(folder, trust_remote_code=True)
+
+    def encode(texts, prompt_name=None, prompt=None, **arguments):
+        return encoder.encode(texts, **arguments)
+
+    model.encode = encode
+    app = create_app(Serving(model, "sentence-transformers"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.1)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    return server, f"http://127.0.0.1:{port}"
+
+
+def main() -> None:
+    """Measure, print a table, write a file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="checkpoints/magnet-smollm2-135m")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--output", type=Path, default=Path("load.json"))
+    args = parser.parse_args()
+
+    from modeling_magnet import load_magnet
+    from modeling_magnet.cli.exporting import merge_adapter
+
+    model = load_magnet(args.model)
+    texts = read_texts([]).some("mixed", args.texts)
+    requests = jobs(texts)
+    wanted = expected(model, requests)
+    server = Server(args.model)
+    try:
+        found = soak(server, requests, wanted, args.clients, args.seconds)
+        served = throughput(server.address, texts, args.clients)
+    finally:
+        server.stop()
+    began = time.monotonic()
+    for text in texts:
+        model.encode(text)
+    found["texts per second"] = {
+        "direct calls": len(texts) / (time.monotonic() - began),
+        "magnet serve": served,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        merge_adapter(model)
+        model.save_pretrained(folder)
+        _, address = sentence_transformers_server(model, folder)
+        found["texts per second"]["sentence-transformers, served"] = throughput(
+            address, texts, args.clients
+        )
+    args.output.write_text(json.dumps(found, indent=2) + "\n")
+    print(table(found))
+
+
+def table(found: dict[str, Any]) -> str:
+    """As Markdown."""
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| answers, {name} | {count} |" for name, count in found["statuses"].items()]
+    lines.append(f"| answers that differ from the direct call | {found['different']} |")
+    for kind, (median, most) in found["seconds"].items():
+        lines.append(f"| {kind}, median and 95 % | {median:.2f} s, {most:.2f} s |")
+    lines.append(
+        f"| memory, first and last | {found['mib'][0]:.0f} MiB, {found['mib'][-1]:.0f} MiB |"
+    )
+    for name, rate in found["texts per second"].items():
+        lines.append(f"| texts encoded per second, {name} | {rate:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

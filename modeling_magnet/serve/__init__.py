@@ -1,0 +1,1 @@
+"""`magnet serve`: embeddings, infilling and completions over HTTP, from one model in one process."""

@@ -1,0 +1,213 @@
+"""The HTTP side: routes, and errors in OpenAI's format."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from . import answers
+from .gate import Gate, error
+from .jobs import TOKENS, Embedding, Job, Writing
+from .queue import Busy, Queue
+from .requests import CompletionRequest, EmbeddingRequest, InfillRequest
+
+AnyJob = TypeVar("AnyJob", Embedding, Writing)
+
+
+class Refused(Exception):
+    """A request that cannot be served, and the answer to it."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
+        super().__init__(message)
+        self.answer = error(status, message, code, **headers)
+
+
+class Server:
+    """A model, the two queues before it, and what a request goes through.
+
+    Vectors are made in one thread and texts written in another, so that a short request of one kind
+    does not wait for a long one of the other.
+
+    Args:
+        model: a MAGNET model.
+        name: as clients know it.
+        max_batch: rows of a batch.
+        max_waiting: rows that may wait, of each kind.
+        max_texts: texts of a request, and texts to write.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        max_batch: int = 16,
+        max_waiting: int = 256,
+        max_texts: int = 128,
+    ):
+        self.model, self.name, self.max_texts = model, name, max_texts
+        self.queues: dict[type[Job], Queue] = {
+            kind: Queue(kind.__name__.lower(), partial(kind.run, model), max_batch, max_waiting)
+            for kind in (Embedding, Writing)
+        }
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Work on the queues; uvicorn ends it after the last answer."""
+        work = asyncio.gather(*(queue.work() for queue in self.queues.values()))
+        yield
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+
+    @property
+    def rows_waiting(self) -> int:
+        """In both queues."""
+        return sum(queue.rows_waiting for queue in self.queues.values())
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse another model's name."""
+        if name not in (None, self.name):
+            raise Refused(404, f"the model {name!r} is not served, {self.name!r} is",
+                          "model_not_found")  # fmt: skip
+
+    async def submit(self, kind: type[AnyJob], request: Any) -> AnyJob:
+        """Check a request and let its job wait."""
+        try:
+            job = kind(request)
+            if job.size > self.max_texts:
+                raise ValueError(f"the request has {job.size} texts, the limit is {self.max_texts}")
+            await run_in_threadpool(job.prepare, self.model)
+            self.queues[kind].put(job)
+        except ValueError as fault:
+            raise Refused(400, str(fault)) from fault
+        except Busy as busy:
+            raise Refused(429, str(busy), "queue_full", Retry_After=str(busy.retry_after)) from busy
+        TOKENS.labels("read").inc(job.tokens)
+        return job
+
+    async def finish(self, job: Job, request: Request) -> None:
+        """Wait until a job that does not stream is done; a client that leaves takes it along."""
+        told = asyncio.ensure_future(job.events.get())
+        try:
+            while not (await asyncio.wait({told}, timeout=0.1))[0]:
+                if await request.is_disconnected():
+                    raise Refused(499, "the client has left")
+            _raise(told.result())
+        finally:
+            told.cancel()
+            job.cancel()
+
+    async def pieces(self, job: Job) -> AsyncIterator[tuple[int, str]]:
+        """Pieces of text as they are written; a client that leaves takes the job along."""
+        try:
+            while (event := await job.events.get()) is not None:
+                _raise(event)
+                yield event
+        finally:
+            job.cancel()
+
+
+def create_app(server: Server, keys: Sequence[str] = (), max_body: int = 4 << 20) -> FastAPI:
+    """The application.
+
+    Args:
+        server: what is served.
+        keys: API keys that are accepted. None at all: the server is open.
+        max_body: bytes of a request.
+
+    Example:
+        >>> uvicorn.run(create_app(Server(load_magnet("my-magnet"), "my-magnet")))
+    """
+    app = FastAPI(title="Magnet", lifespan=server.lifespan)
+    app.add_middleware(Gate, max_body=max_body, keys=keys)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> JSONResponse:
+        server.check_model(body.model)
+        job = await server.submit(Embedding, body)
+        await server.finish(job, request)
+        return JSONResponse(answers.embeddings(job, server.name, body.encoding_format))
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        server.check_model(body.model)
+        if body.best_of not in (None, body.n):
+            raise Refused(400, f"best_of is {body.best_of}, which is not served: leave it out")
+        if body.logprobs is not None and body.stream:
+            raise Refused(400, "logprobs are not streamed: leave out stream or logprobs")
+        body.suffix = body.suffix or None
+        job = await server.submit(Writing, body)
+        completion = answers.Completion(job, server.name, server.model.text_tokenizer)
+        if body.stream:
+            usage = bool((body.stream_options or {}).get("include_usage"))
+            return _stream(completion.events(server.pieces(job), usage))
+        await server.finish(job, request)
+        return JSONResponse(completion.whole)
+
+    @app.post("/infill")
+    async def infill(body: InfillRequest, request: Request) -> Response:
+        if body.n_predict == 0:  # editors warm llama.cpp's cache so
+            return JSONResponse({"content": "", "stop": True, "model": server.name})
+        job = await server.submit(Writing, body.completion)
+        infilling = answers.Infilling(job, server.name)
+        if body.stream:
+            return _stream(infilling.events(server.pieces(job)))
+        await server.finish(job, request)
+        return JSONResponse(infilling.whole)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        entry = {"id": server.name, "object": "model", "created": 0, "owned_by": "magnet"}
+        return {"object": "list", "data": [entry]}
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "rows_waiting": server.rows_waiting}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+async def _refused(_: Request, fault: Any) -> Response:
+    return fault.answer
+
+
+async def _invalid(_: Request, fault: Any) -> Response:
+    found = fault.errors()[0]
+    where = ".".join(str(part) for part in found["loc"][1:])
+    return error(400, f"{where}: {found['msg']}" if where else str(found["msg"]))
+
+
+async def _http(_: Request, fault: Any) -> Response:
+    return error(fault.status_code, str(fault.detail))
+
+
+def _raise(event: Any) -> None:
+    if isinstance(event, Exception):
+        raise Refused(500, f"{type(event).__name__}: {event}") from event
+
+
+def _stream(events: AsyncIterator[str]) -> StreamingResponse:
+    async def guarded() -> AsyncIterator[str]:
+        try:
+            async for event in events:
+                yield event
+        except Refused as fault:  # the answer has begun, so its status cannot tell
+            yield answers.data(json.loads(bytes(fault.answer.body)))
+
+    return StreamingResponse(guarded(), media_type="text/event-stream")

@@ -1,0 +1,109 @@
+"""Jobs wait here for the model, and run in batches across connections."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from prometheus_client import Gauge, Histogram
+
+from .jobs import Job
+
+ROWS = Histogram(
+    "magnet_batch_rows", "Rows per batch", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
+SECONDS = Histogram("magnet_batch_seconds", "Seconds per batch", ["kind"])
+WAITING = Gauge("magnet_rows_waiting", "Rows in the queue", ["kind"])
+
+WINDOW = 0.005
+"""Seconds in which further jobs may join a batch."""
+
+
+class Busy(Exception):
+    """The queue is full.
+
+    Attributes:
+        retry_after: seconds until it may have room.
+    """
+
+    def __init__(self, retry_after: int):
+        super().__init__(f"the queue is full: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Queue:
+    """Jobs of one kind, and the thread in which their batches run, one after another.
+
+    Args:
+        kind: in the metrics.
+        run: runs jobs with equal keys.
+        max_rows: the most rows of a batch; a larger job is a batch of its own.
+        max_waiting: rows that may wait; more are refused with `Busy`.
+    """
+
+    def __init__(
+        self, kind: str, run: Callable[[Sequence[Any]], None], max_rows: int, max_waiting: int
+    ):
+        self.kind, self.run, self.max_rows, self.max_waiting = kind, run, max_rows, max_waiting
+        self.waiting: list[Job] = []
+        self.seconds_per_row = 0.05
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, f"magnet-{kind}")
+        WAITING.labels(kind).set_function(lambda: self.rows_waiting)
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows whose clients are still there."""
+        return sum(job.size for job in self.waiting if not job.cancelled)
+
+    def put(self, job: Job) -> None:
+        """Let a job wait.
+
+        Raises:
+            Busy: the queue is full.
+        """
+        rows = self.rows_waiting
+        if rows and rows + job.size > self.max_waiting:
+            raise Busy(max(1, math.ceil(rows * self.seconds_per_row)))
+        self.waiting.append(job)
+        self._arrived.set()
+
+    async def work(self) -> None:
+        """Run batches until this is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(WINDOW)
+            jobs = self._take()
+            rows, began = sum(job.size for job in jobs), time.monotonic()
+            try:
+                if jobs:
+                    await loop.run_in_executor(self._thread, self.run, jobs)
+            except Exception as error:  # an answer for every request, whatever happens
+                for job in jobs:
+                    job.tell(error)
+                continue
+            seconds = time.monotonic() - began
+            if jobs:
+                self.seconds_per_row += 0.2 * (seconds / rows - self.seconds_per_row)
+                ROWS.labels(self.kind).observe(rows)
+                SECONDS.labels(self.kind).observe(seconds)
+
+    def _take(self) -> list[Job]:
+        """The oldest job, and those after it that fit its batch."""
+        jobs: list[Job] = []
+        rows, rest = 0, []
+        for job in self.waiting:
+            if job.cancelled:
+                continue
+            if not jobs or (job.key == jobs[0].key and rows + job.size <= self.max_rows):
+                jobs.append(job)
+                rows += job.size
+            else:
+                rest.append(job)
+        self.waiting = rest
+        if not rest:
+            self._arrived.clear()
+        return jobs

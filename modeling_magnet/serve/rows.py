@@ -1,0 +1,151 @@
+"""Rows of one decoding: each ends for itself, and its text can be read while it is written."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import LogitsProcessor, StoppingCriteria
+
+UNFINISHED = "\ufffd"
+"""What a decoded text ends in when the bytes of its last character are not all there."""
+
+
+class TokenScore(NamedTuple):
+    """A token's natural log-probability, and the likeliest tokens' in its place, by id."""
+
+    logprob: float
+    likeliest: dict[int, float]
+
+
+class Row:
+    """A text that is being written.
+
+    Args:
+        decode: the text of token ids.
+        limit: the most tokens to write.
+        ends: token ids that end the text.
+        stop: strings that end the text and are cut off.
+        likeliest: how many of the likeliest tokens to note with each token's log-probability. None:
+            note nothing.
+        emit: gets each new piece of text.
+        is_guess: the text may still be cut once it is written, so it is emitted at the end.
+
+    Attributes:
+        tokens, text: what is written so far.
+        scores: a `TokenScore` per token.
+        finish_reason: `stop`, `length` or `cancelled`; None while it is being written.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        limit: int,
+        ends: Collection[int] = (),
+        stop: Sequence[str] = (),
+        likeliest: int | None = None,
+        emit: Callable[[str], None] | None = None,
+        is_guess: bool = False,
+    ):
+        self.decode, self.limit, self.ends, self.stop = decode, limit, ends, stop
+        self.likeliest, self.emit, self.is_guess = likeliest, emit, is_guess
+        self.tokens: list[int] = []
+        self.scores: list[TokenScore] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self._sent = 0
+
+    def add(self, token: int, logprobs: torch.Tensor | None = None) -> None:
+        """Take the next token, unless the text has ended; `logprobs` is (vocabulary,)."""
+        if self.finish_reason is not None:
+            return
+        if token in self.ends:
+            self.finish_reason = "stop"
+        else:
+            self.tokens.append(token)
+            if logprobs is not None and self.likeliest is not None:
+                top = logprobs.topk(self.likeliest)
+                likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+                self.scores.append(TokenScore(float(logprobs[token]), likeliest))
+            self.text = self.decode(self.tokens)
+            found = [at for at in map(self.text.find, self.stop) if at >= 0]
+            if found:
+                self.text, self.finish_reason = self.text[: min(found)], "stop"
+            elif len(self.tokens) >= self.limit:
+                self.finish_reason = "length"
+        if not self.is_guess:
+            self._send()
+
+    def end(self, text: str) -> None:
+        """Take what is left of the text after a gap of a guessed length was cut."""
+        if self.finish_reason == "length" and text != self.text:
+            kept = next(n for n in range(len(self.tokens)) if self.decode(self.tokens[:n]) == text)
+            self.tokens, self.scores = self.tokens[:kept], self.scores[:kept]
+            self.text, self.finish_reason = text, "stop"
+        self._send()
+
+    def _send(self) -> None:
+        """Emit what is certain: no half character, and nothing that may turn into a stop string."""
+        if self.emit is None:
+            return
+        end = len(self.text)
+        if self.finish_reason is None:
+            end = len(self.text.rstrip(UNFINISHED))
+            end -= max((_overlap(self.text[:end], string) for string in self.stop), default=0)
+        if end > self._sent:
+            self.emit(self.text[self._sent : end])
+            self._sent = end
+
+
+class Rows(StoppingCriteria):
+    """Hands each new token of a batch to its row, and tells `generate` which rows have ended.
+
+    Args:
+        rows: in the order of the batch.
+        after_step: called after each token.
+    """
+
+    def __init__(self, rows: Sequence[Row], after_step: Callable[[], None] = lambda: None):
+        self.rows, self.after_step = rows, after_step
+        self.logprobs = LogProbabilities()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `generate` by which it sees its batch."""
+        arguments: dict[str, Any] = {"stopping_criteria": [self]}
+        if any(row.likeliest is not None for row in self.rows):
+            arguments["logits_processor"] = [self.logprobs]
+        return arguments
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs) -> torch.BoolTensor:
+        """Which rows have ended, (batch,)."""
+        for i, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
+            row.add(token, None if self.logprobs.step is None else self.logprobs.step[i])
+        self.after_step()
+        ended = [row.finish_reason is not None for row in self.rows]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+class LogProbabilities(LogitsProcessor):
+    """Keeps those of the token that is chosen next, before temperature, top-k and top-p.
+
+    Attributes:
+        step: (batch, vocabulary), or None before the first token.
+    """
+
+    step: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores as they are, (batch, vocabulary)."""
+        self.step = scores.float().log_softmax(-1)
+        return scores
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many characters at the end of `text` begin `string`.
+
+    Example:
+        >>> _overlap("one tw", "two")
+        2
+    """
+    lengths = range(min(len(text), len(string) - 1), 0, -1)
+    return next((n for n in lengths if text.endswith(string[:n])), 0)
