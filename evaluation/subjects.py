@@ -5,20 +5,22 @@ A subject is named by `KIND:FOLDER_OR_ID`, or by a bare folder or id where that 
 | kind | sentence vector | word vectors (a mean over the word's tokens) |
 |---|---|---|
 | `magnet` | `model.encode`: all context, output at the end token | `model.encode_words` |
-| `bidirectional` | the same, of a base that was not adapted | the same |
+| `bidirectional` | as `magnet`, of a base that was not adapted | `model.encode_words` |
 | `last-token` | causal, output at the end token | causal |
 | `mean` | causal, mean over the sentence's tokens, not the prompt's | causal |
 | `echo` | causal, the sentence twice, mean over the second one's tokens | causal, of the second one |
 | `encoder` | a BERT-like encoder, mean over all tokens as in sentence-transformers | its outputs |
 | `sentence-transformers` | `SentenceTransformer.encode` | none |
 
-The first five are one model class on one path. Texts that are too long are cut with a warning that
-counts them; for word vectors they raise.
+The first five are one model class on one path, and their word vectors are the outputs at a token and at
+the position before it, side by side. With `states="paper"` they are those of the paper's table 1: the
+output before the token of a MAGNET model, the output at the token of a causal one. Texts that are too
+long are cut with a warning that counts them; for word vectors they raise.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_magnet import MagnetMixin
-from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights
+from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights, check_states
 from modeling_magnet.tokenizing import TextTokenizer
 
 from .inputs import load_model
@@ -34,6 +36,8 @@ from .specs import GENERATING_KINDS, check_code, resolve
 
 ECHO = "Rewrite the sentence: {text}, rewritten sentence: "
 """What stands before the second occurrence (Springer et al. 2024, section 3)."""
+
+States = Literal["both", "paper"]
 
 BATCH_SIZE = 32
 FEW_BATCHES = 4
@@ -58,14 +62,17 @@ class Subject(Protocol):
             ValueError: a text has no tokens to read, or the prompt leaves no room for it.
         """
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Return a vector a word, (words, hidden) of each sentence, read without a prompt.
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]], states: States = "both"
+    ) -> list[np.ndarray]:
+        """Return one vector per word, (words, width) of each sentence, read without a prompt.
 
         Args:
             sentences: each a sequence of words, which are joined by one space.
+            states: which outputs of a language model; see the head of this module. An encoder has one.
 
         Raises:
-            ValueError: the subject has no word vectors.
+            ValueError: the subject has no word vectors, or `states` is unknown.
             TypeError: `sentences` is no sequence of sequences of strings.
             ValueError: a sentence is too long, or a word is empty or has no tokens.
         """
@@ -119,9 +126,12 @@ class MagnetSubject:
         reading = {"prompt": prompt, "truncation": True, **_reading(sentences)}
         return self.model.encode(_not_one_string(sentences), **reading)
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """See `Subject`. A token's vector is the output one position before it."""
-        return self.model.encode_words(_not_one_string(sentences), **_reading(sentences))
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]], states: States = "both"
+    ) -> list[np.ndarray]:
+        """See `Subject`."""
+        reading = {"states": states, **_reading(sentences)}
+        return self.model.encode_words(_not_one_string(sentences), **reading)
 
 
 class SentenceTransformersSubject:
@@ -151,7 +161,9 @@ class SentenceTransformersSubject:
         vectors = self.encoder.encode(texts, prompt=prompt, **_reading(texts))
         return vectors.astype(np.float32).reshape(-1, self.encoder.get_embedding_dimension())
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]], states: States = "both"
+    ) -> list[np.ndarray]:
         """Raise: there are none."""
         raise ValueError(f"{self.name} has sentence vectors alone: use another kind")
 
@@ -181,6 +193,7 @@ class _TokenSubject:
     start: Sequence[int] = ()
     end: Sequence[int] = ()
     chosen = "text"  # the tokens of the text; or "all", or "last"
+    causal = False
     split_special_tokens = True
     _outputs: Callable[..., torch.Tensor]
 
@@ -193,10 +206,16 @@ class _TokenSubject:
         empty = np.empty((0, self.network.config.hidden_size), np.float32)
         return np.concatenate([empty, *self._read(rows)])
 
-    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    def encode_words(
+        self, sentences: Sequence[Sequence[str]], states: States = "both"
+    ) -> list[np.ndarray]:
         """See `Subject`."""
         split = [_as_words(words, i) for i, words in enumerate(_not_one_string(sentences))]
-        return self._read([self._word_row(i, words) for i, words in enumerate(split)])
+        both = self.causal and check_states(states) == "both"
+        vectors = self._read([self._word_row(i, words, both) for i, words in enumerate(split)])
+        return [
+            rows.reshape(len(rows) // (1 + both), (1 + both) * rows.shape[1]) for rows in vectors
+        ]
 
     def _sentence_row(self, index: int, text: str, prompt: str) -> Row:
         given = text
@@ -215,14 +234,18 @@ class _TokenSubject:
         weights[:, columns] = 1 / len(columns)
         return Row(token_ids, weights, cut=text != given)
 
-    def _word_row(self, index: int, words: list[str]) -> Row:
+    def _word_row(self, index: int, words: list[str], both: bool) -> Row:
         token_ids, columns, offsets = self._tokenize("", " ".join(words))
         if len(token_ids) > self.limit:
             got = f"sentence {index} has {len(token_ids)} tokens"
             raise ValueError(f"{got}, the limit is {self.limit}: give shorter ones, of all words")
-        weights = torch.zeros(len(words), len(token_ids))
-        weights[:, columns] = _word_weights(words, offsets, index)
-        return Row(token_ids, weights)
+        if both and columns and not columns[0]:
+            raise ValueError(f"{self.name} has no start token, so nothing stands before the first")
+        weights = torch.zeros(len(words), 1 + both, len(token_ids))
+        for shift in range(1 + both):  # with both, the positions before the tokens come first
+            shifted = [column - both + shift for column in columns]
+            weights[:, shift, shifted] = _word_weights(words, offsets, index)
+        return Row(token_ids, weights.flatten(0, 1))
 
     def _tokenize(self, before: str, text: str):
         """All tokens, the columns of those that cover the text itself, their offsets in it."""
@@ -259,6 +282,8 @@ class CausalSubject(_TokenSubject):
     Every sequence begins with the start token, if there is one. The default prompt is the
     checkpoint's, as for MAGNET; `echo` has none, its template is one.
     """
+
+    causal = True
 
     def __init__(self, name: str, model: Any, kind: str):
         self.name, self.model, self.network, self.tokenizer = name, model, model, model.tokenizer

@@ -3,7 +3,7 @@
     python -m evaluation.words --model FOLDER --train eng.train --test eng.testa --output results.json
 
 The protocol is that of MAGNET's section 4.1 and appendix A: the last layer, frozen; a word's vector is
-the mean over its tokens; 4000 steps of 8 sentences at a learning rate of 5e-4, dropout 0.1. Table 1's
+the mean over its tokens, by default of two outputs each, with `--states paper` of the paper's one; 4000 steps of 8 sentences at a learning rate of 5e-4, dropout 0.1. Table 1's
 numbers are token accuracies as in LLM2Vec's scripts, also its 98.31 for entities, to which each word
 outside of entities adds: compare them with `accuracy`, not with the span F1 of CoNLL-2003 systems.
 """
@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from modeling_magnet import load_magnet
-
 from .figures import Figure, table
+from .subjects import load_subject
 from .writing import output_file, write_json
 
 TASKS = ("chunk", "ner", "pos")
@@ -198,7 +198,7 @@ def measure_words(
     """Fit and score a classifier for each task on the word vectors of an encoder (Table 1).
 
     Args:
-        encode_words: returns (words, hidden) for each sentence of some in words, such as
+        encode_words: returns (words, width) for each sentence of some in words, such as
             `encode_words` of a MAGNET model. It encodes each sentence once, for all tasks.
         train_path, test_path: files of CoNLL-2003, see `read_conll`.
         tasks, steps: what to measure, and the steps of training a classifier.
@@ -251,7 +251,10 @@ def named(results: dict[str, dict[str, Figure]]) -> dict[str, Figure]:
 def main(command_line: list[str] | None = None) -> None:
     """Measure a MAGNET folder, print a table and write the results, whole or not at all."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a MAGNET model")
+    parser.add_argument("--model", required=True, help="what to measure, as for evaluation.run")
+    parser.add_argument(
+        "--states", choices=["both", "paper"], default="both", help="outputs to read"
+    )
     parser.add_argument("--train", required=True, help="CoNLL-2003 file to train on")
     parser.add_argument("--test", required=True, help="CoNLL-2003 file to score on")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="what to measure")
@@ -267,10 +270,9 @@ def main(command_line: list[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} is {value}: give 1 or more")
     for path in (options.train, options.test):
         read_conll(path)  # a bad file is said before the model loads
-    model = load_magnet(options.model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    subject = load_subject(options.model)
     results = measure_words(
-        model.encode_words, options.train, options.test, options.tasks, options.steps,
+        partial(subject.encode_words, states=options.states), options.train, options.test, options.tasks, options.steps,
         limit=(options.limit_train, options.limit_test), seed=options.seed,
     )  # fmt: skip
     seconds = round(time.perf_counter() - began, 3)

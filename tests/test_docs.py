@@ -67,7 +67,7 @@ def test_the_blocks_of_a_page_run_in_order(page, desk, monkeypatch):
 
 CLAIMS = {
     "index": [
-        lambda left, desk: left["vectors"].shape == (2, 576) and left["words"].shape == (3, 576),
+        lambda left, desk: left["vectors"].shape == (2, 576) and left["words"].shape == (3, 1152),
         lambda left, desk: left["text"].startswith("Once upon a time"),
         lambda left, desk: (desk / "vectors.npy").exists(),
     ],
@@ -85,7 +85,7 @@ CLAIMS = {
         lambda left, desk: len(left["middles"]) == 3,
     ],
     "word-vectors": [
-        lambda left, desk: left["words"].shape == (5, 576) and left["given"][0].shape == (4, 576),
+        lambda left, desk: left["words"].shape == (5, 1152) and left["given"][0].shape == (4, 1152),
         lambda left, desk: -1 <= left["similarity"] < 1,
         lambda left, desk: len((desk / "words.jsonl").read_text().splitlines()) == 5,
     ],

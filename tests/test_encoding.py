@@ -135,7 +135,7 @@ def test_return_types(tiny):
     assert tiny.encode_tokens([]) == []
     assert tiny.encode("").shape == (48,)
     assert tiny.encode_tokens("").shape == (0, 48)
-    assert tiny.encode_words("").shape == (0, 48)
+    assert tiny.encode_words("").shape == (0, 96)
 
 
 def test_truncate_dim_comes_before_normalizing(tiny):
@@ -167,21 +167,31 @@ def test_token_vectors_are_the_outputs_one_position_before(any_tiny):
 
 
 def test_word_vectors_are_means_over_the_word_s_tokens(tiny):
-    """Section 4.1: w2 = (y at w1's last token + y at w2's tokens but the last) / tokens of w2."""
+    """Section 4.1: w2 = (y at w1's last token + y at w2's tokens but the last) / tokens of w2.
+
+    By default the mean of y at w2's tokens stands beside it.
+    """
     words = ["Größe", "and", "naïve", "façades:", "7."]
     tokens = tiny.encode_tokens(" ".join(words))
-    expected, first = [], 0
+    ids = [0, *tiny.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]]
+    output = tiny.model(input_ids=torch.tensor([ids]), is_causal=False).last_hidden_state[0]
+    expected, at_the_word, first = [], [], 0
     for i, word in enumerate(words):
         text = word if i == 0 else " " + word
         count = len(tiny.tokenizer(text, add_special_tokens=False)["input_ids"])
         expected.append(tokens[first : first + count].mean(axis=0))
         first += count
+        at_the_word.append(output[first - count + 1 : first + 1].mean(dim=0).detach().numpy())
     assert first == len(tokens)
+    np.testing.assert_allclose(tiny.encode_words([words], states="paper")[0], expected, atol=1e-5)
+    expected = np.concatenate([expected, at_the_word], axis=1)
     np.testing.assert_allclose(tiny.encode_words([words])[0], expected, atol=1e-5)
     np.testing.assert_allclose(tiny.encode_words(" ".join(words)), expected, atol=1e-5)
-    both = tiny.encode_words([SENTENCES[0], " ".join(words)])
-    np.testing.assert_allclose(both[1], expected, atol=1e-5)
-    assert both[0].shape == (len(SENTENCES[0].split()), 48)
+    several = tiny.encode_words([SENTENCES[0], " ".join(words)])
+    np.testing.assert_allclose(several[1], expected, atol=1e-5)
+    assert several[0].shape == (len(SENTENCES[0].split()), 96)
+    with pytest.raises(ValueError, match="states is 'last': give 'both' or 'paper'"):
+        tiny.encode_words("A cat.", states="last")
 
 
 class Terminal(io.StringIO):

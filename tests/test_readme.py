@@ -25,7 +25,7 @@ def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):
     with serving_here(base_model, "model") as address:
         namespace = run_blocks(README, server=address)
     assert namespace["vectors"].shape == (2, 576)
-    assert namespace["words"].shape == (3, 576)
+    assert namespace["words"].shape == (3, 1152)
     assert isinstance(namespace["middle"], str) and len(namespace["middles"]) == 2
     assert namespace["text"].startswith("Once upon a time")
     assert len(namespace["answer"].data) == 2 and namespace["filled"].choices[0].text

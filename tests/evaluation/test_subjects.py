@@ -106,13 +106,19 @@ def by_hand(model, kind, sentence, prompt):
 
 
 @torch.no_grad()
-def words_by_hand(model, kind, words):
+def words_by_hand(model, kind, words, states):
     sentence = " ".join(words)
     prompt = f"Rewrite the sentence: {sentence}, rewritten sentence: " if kind == "echo" else ""
     before, tokens = behind(model, prompt, words[0])
     split = [tokens, *(ids_of(model, " " + word) for word in words[1:])]
-    outputs = causal(model, before + [i for tokens in split for i in tokens])[len(before) :]
-    return torch.stack([part.mean(dim=0) for part in outputs.split([len(t) for t in split])])
+    outputs = causal(model, before + [i for tokens in split for i in tokens])
+    sizes = [len(tokens) for tokens in split]
+
+    def means(states):
+        return torch.stack([part.mean(dim=0) for part in states.split(sizes)])
+
+    at, one_before = means(outputs[len(before) :]), means(outputs[len(before) - 1 : -1])
+    return at if states == "paper" else torch.cat([one_before, at], dim=1)
 
 
 @pytest.mark.parametrize("prompt", [None, "", PROMPT])
@@ -127,12 +133,14 @@ def test_causal_sentences_by_hand(folders, tiny, kind, prompt):
     assert vectors.dtype == np.float32 and vectors.shape == (5, 48)
 
 
+@pytest.mark.parametrize("states", ["both", "paper"])
 @pytest.mark.parametrize("kind", ["last-token", "mean", "echo"])
-def test_causal_words_by_hand(folders, tiny, kind):
-    for words, vectors in zip(
-        WORDS, load_subject(f"{kind}:{folders / 'llama'}").encode_words(WORDS)
-    ):
-        np.testing.assert_allclose(vectors, words_by_hand(tiny, kind, words), atol=1e-5)
+def test_causal_words_by_hand(folders, tiny, kind, states):
+    subject = load_subject(f"{kind}:{folders / 'llama'}")
+    for words, vectors in zip(WORDS, subject.encode_words(WORDS, states), strict=True):
+        np.testing.assert_allclose(vectors, words_by_hand(tiny, kind, words, states), atol=1e-5)
+    with pytest.raises(ValueError, match="states is 'last': give 'both' or 'paper'"):
+        subject.encode_words(WORDS, "last")
 
 
 def test_echo_reads_the_second_occurrence_alone(folders):
@@ -157,8 +165,11 @@ def test_magnet_and_its_base_read_all_context(folders, tiny):
         np.testing.assert_allclose(
             subject.encode(SENTENCES, PROMPT), tiny.encode(SENTENCES, prompt=PROMPT), atol=1e-6
         )
-        for row, expected in zip(subject.encode_words(WORDS), tiny.encode_words(WORDS)):
-            np.testing.assert_allclose(row, expected, atol=1e-6)
+        for states in ("both", "paper"):
+            for row, expected in zip(
+                subject.encode_words(WORDS, states), tiny.encode_words(WORDS, states=states)
+            ):
+                np.testing.assert_allclose(row, expected, atol=1e-6)
     assert magnet.name == f"magnet:{folders / 'magnet'}"
     assert base.name == f"bidirectional:{folders / 'llama'}"
     assert type(magnet.model) is type(base.model) is type(tiny)
@@ -230,7 +241,9 @@ def test_one_is_as_a_batch_in_the_order_given(subjects, capfd):
             words = [text.split() for text in texts]
             for row, given in zip(subject.encode_words(words), words):
                 np.testing.assert_allclose(row, subject.encode_words([given])[0], atol=2e-5)
-                assert row.shape == (len(given), together.shape[1]) and row.dtype == np.float32
+                width = (1 if subject.name.startswith("encoder") else 2) * together.shape[1]
+                assert row.shape == (len(given), width) and row.dtype == np.float32
+            assert subject.encode_words([[]])[0].shape == (0, width)
             assert subject.encode_words([]) == []
     assert "Encoding" not in capfd.readouterr().err
     subjects[2].encode(texts * 5)

@@ -259,7 +259,9 @@ def test_generation_with_and_without_the_adapter(page, model, keep):
     length.fill("40")
     page.get_by_role("button", name="Continue").click()
     becomes(lambda: written(page), [adapted, base])
-    playwright.expect(page.get_by_role("button", name="Stop").locator("visible=true")).to_have_count(0)
+    playwright.expect(
+        page.get_by_role("button", name="Stop").locator("visible=true")
+    ).to_have_count(0)
 
 
 def test_both_are_streamed(url, model):
