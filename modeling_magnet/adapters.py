@@ -45,12 +45,20 @@ def _as_base(switch: str, layer, args: tuple, kwargs: dict[str, Any]):
     return args, kwargs | {"adapter_names": ["__base__"] * len(args[0])}
 
 
-def _read_adapter(folder: str) -> dict[str, Any]:
-    """The weights of an adapter's folder, by their names in the model."""
+def _read_adapter(folder: str) -> tuple[Any, dict[str, Any]]:
+    """The config of an adapter's folder, and the weights by their names in the model."""
     if not any(name.startswith("adapter_model.") for name in os.listdir(folder)):
         raise OSError(f"{folder} has no adapter_model.safetensors: give an adapter's whole folder")
-    weights = _peft().utils.load_peft_weights(folder, device="cpu")
-    return {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+    peft = _peft()
+    try:
+        config = peft.PeftConfig.from_pretrained(folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"PEFT {peft.__version__} does not read the adapter_config.json of {folder} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    weights = peft.utils.load_peft_weights(folder, device="cpu")
+    return config, {name.removeprefix("base_model.model."): w for name, w in weights.items()}
 
 
 class AdapterMixin(CausalLM):
@@ -68,8 +76,8 @@ class AdapterMixin(CausalLM):
         nested; what `disable_adapters` and `set_adapter` set stays as it is.
 
         Raises:
-            ValueError: there is no adapter, because it was merged into the weights or never was; or
-                it is of another kind than LoRA.
+            ValueError: there is no adapter, because it was merged into the weights or never was; it
+                is of another kind than LoRA; or it repeats layers (`layer_replication`).
 
         Example:
             >>> with model.without_adapter():
@@ -86,6 +94,8 @@ class AdapterMixin(CausalLM):
             raise ValueError(
                 f"the adapter is {', '.join(sorted(kinds))}: only LORA is switched off"
             )
+        if any(getattr(config, "layer_replication", None) for config in adapters.values()):
+            raise ValueError("the adapter repeats layers of its base: load the base itself")
         switch = vars(self).setdefault("_adapter_switch", uuid.uuid4().hex)
         for layer in layers:
             hooks = layer._forward_pre_hooks.values()
@@ -113,8 +123,9 @@ class AdapterMixin(CausalLM):
 
         Raises:
             OSError: the folder holds no weights.
-            ValueError: the adapter lacks some of them, does not fit the model, or has a name that is
-                taken; or `device_map` has put the model's weights elsewhere.
+            ValueError: PEFT does not read its config; the adapter lacks weights, has some that the
+                model has no place for, or else does not fit it, which leaves the model as it was; its
+                name is taken; or `device_map` has put the model's weights elsewhere.
         """
         if peft_model_id is None or kwargs or not os.path.isdir(peft_model_id):
             return super().load_adapter(peft_model_id, adapter_name, **kwargs)
@@ -124,23 +135,30 @@ class AdapterMixin(CausalLM):
                 "device_map has put weights of the model elsewhere, where an adapter cannot follow: "
                 "load it without, or merge the adapter first (magnet export)"
             )
-        weights = _read_adapter(peft_model_id)
-        config = peft.PeftConfig.from_pretrained(peft_model_id)
+        config, weights = _read_adapter(peft_model_id)
         config.inference_mode = True
-        self._fit_embeddings(config, weights)
-        peft.inject_adapter_in_model(config, self, name)
-        self._hf_peft_config_loaded = True
+        size = self.config.vocab_size
         try:
-            peft.set_peft_model_state_dict(self, weights, name)
+            self._fit_embeddings(config, weights)
+            peft.inject_adapter_in_model(config, self, name)
+            found = peft.set_peft_model_state_dict(self, dict(weights), name)
             own = peft.get_peft_model_state_dict(
                 self, adapter_name=name, save_embedding_layers=False
             )
             if missing := own.keys() - weights.keys():
                 raise KeyError(min(missing))
-        except (KeyError, RuntimeError) as error:
-            self.delete_adapter(name)
-            found = "lacks" if isinstance(error, KeyError) else "does not fit the model:"
-            raise ValueError(f"the adapter in {peft_model_id} {found} {error}") from error
+            if strange := [key for key in found.unexpected_keys if ".lora_" in key]:
+                raise ValueError(
+                    f"it holds {min(strange)}, and the model has no such layer adapted"
+                )
+        except Exception as error:  # of whatever kind: PEFT lets many be raised by what it calls
+            self._take_out(name, config)
+            self.resize_token_embeddings(size)
+            lacks = "it lacks " if isinstance(error, KeyError) else ""
+            raise ValueError(
+                f"the adapter in {peft_model_id} does not fit the model: {lacks}{error}"
+            ) from error
+        self._hf_peft_config_loaded = True
         self.eval()
 
     def _fit_embeddings(self, config, weights: dict[str, Any]) -> None:
@@ -203,23 +221,51 @@ class AdapterMixin(CausalLM):
             layer.enable_adapters(False)
 
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
-        """Remove adapters from the model."""
+        """Remove adapters from the model; with the last one it is its base again."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name not in self._adapters():
                 raise ValueError(f"no adapter named {name!r}; there are {self._adapters()}")
-            prefix = f"{self.peft_config[name].peft_type.value.lower()}_"
-            _peft().functional.delete_adapter(self, adapter_name=name, prefix=prefix)
-            del self.peft_config[name]
-        if not self.peft_config:
-            del self.peft_config
+            self._take_out(name, self.peft_config[name])
+
+    def _take_out(self, name: str, config) -> None:
+        """Remove an adapter, also one that PEFT has put in only in part.
+
+        PEFT's layers stay where it deletes their last adapter, and would be saved with their names of
+        weights, under which no model finds them. So they go too.
+        """
+        prefix = f"{config.peft_type.value.lower()}_"
+        _peft().functional.delete_adapter(self, adapter_name=name, prefix=prefix)
+        for layer in adapter_layers(self):
+            paths = [path for path, module in self.named_modules() if module is layer]
+            if (
+                paths and not layer._get_available_adapters()
+            ):  # no path: inside one that went before
+                held = hasattr(layer, "original_module")
+                self.set_submodule(
+                    paths[0], layer.original_module if held else layer.get_base_layer()
+                )
+        adapters = vars(self).get("peft_config", {})
+        adapters.pop(name, None)
+        if not adapters:
+            vars(self).pop("peft_config", None)
             self._hf_peft_config_loaded = False
 
     def get_adapter_state_dict(
         self, adapter_name: str | None = None, state_dict: dict | None = None
     ) -> dict:
         """The weights of one adapter; by default of the first in use."""
-        name = adapter_name or self.active_adapters()[0]
-        return _peft().get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name)
+        given = {
+            "state_dict": state_dict,
+            "adapter_name": adapter_name or self.active_adapters()[0],
+        }
+        read = partial(_peft().get_peft_model_state_dict, self, **given)
+        weights = read(save_embedding_layers=False)
+        held = {weight.data_ptr() for weight in weights.values()}
+        for name, weight in read().items():  # where tokens were added, embeddings: of several names
+            if weight.data_ptr() not in held:
+                held.add(weight.data_ptr())
+                weights[name] = weight
+        return weights
 
     def _free_name(self, name: str | None) -> str:
         name = name or "default"

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,25 @@ def test_adapters_are_added_chosen_saved_and_deleted(tmp_path, tiny):
         pass
 
 
+WRAPPED = {
+    "layers": {},
+    "modules to save": {"modules_to_save": ["lm_head"]},
+    "tokens": {"trainable_token_indices": [3]},
+}
+"""What PEFT puts its own modules around."""
+
+
+@pytest.mark.parametrize("lora", WRAPPED.values(), ids=WRAPPED.keys())
+def test_a_model_whose_last_adapter_is_deleted_is_saved_as_its_base(tmp_path, tiny, lora):
+    """PEFT leaves its layers, whose weights have names that no model reads."""
+    before, names = logits(tiny), list(tiny.state_dict())
+    tiny.add_adapter(LoraConfig(**LORA | lora))
+    tiny.delete_adapter("default")
+    assert list(tiny.state_dict()) == names
+    tiny.save_pretrained(tmp_path)
+    assert torch.equal(logits(MagnetLlamaForCausalLM.from_pretrained(tmp_path)), before)
+
+
 KEPT = {
     "saved with the adapter": {},
     "modules to save": {"modules_to_save": ["embed_tokens", "lm_head"]},
@@ -242,6 +262,9 @@ def test_tokens_that_were_added_come_with_the_adapter(tmp_path, lora, tied):
     np.testing.assert_allclose(model.encode(TEXTS), adapted.encode(TEXTS), atol=1e-6)
     ids = torch.tensor([[5, 350, 351, 9]])
     torch.testing.assert_close(model(input_ids=ids).logits, adapted(input_ids=ids).logits)
+    model.save_pretrained(tmp_path / "again")
+    again = load_magnet(tmp_path / "again")
+    np.testing.assert_allclose(again.encode(TEXTS), adapted.encode(TEXTS), atol=1e-6)
 
 
 def test_modules_that_are_saved_whole_are_loaded(tmp_path, tiny):
@@ -286,6 +309,36 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path, tiny)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(OSError, match="no adapter_model.safetensors"):
         tiny.load_adapter(str(folder))
+
+
+MISFITS = {
+    "half put in": ({"rank_pattern": {"layers.1.self_attn.q_proj": 1.5}}, "does not fit"),
+    "tokens without weights": ({"trainable_token_indices": [400]}, "does not fit .* lacks"),
+    "of more layers": ({"layers_to_transform": [0]}, "holds .*layers.1.*no such layer adapted"),
+    "of no kind": ({"peft_type": "NONE"}, "PEFT .* does not read .*NONE"),
+}
+"""Changes to a config, after which the adapter is not of this model."""
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside another"])
+@pytest.mark.parametrize("change, message", MISFITS.values(), ids=MISFITS.keys())
+def test_an_adapter_with_another_config_leaves_the_model_as_it_was(
+    tmp_path, tiny, change, message, others
+):
+    tiny.save_pretrained(tmp_path / "base")
+    saved_by_peft(tmp_path / "adapter", tmp_path / "base", added=False)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    if others:
+        tiny.add_adapter(LoraConfig(**LORA), "other")
+        tiny.eval()
+    before, names = logits(tiny), list(tiny.state_dict())
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        tiny.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(tiny), before)
+    assert others or list(tiny.state_dict()) == names
+    assert list(getattr(tiny, "peft_config", {})) == ["other"] * others
+    assert tiny.config.vocab_size == 350
 
 
 def test_an_adapter_is_refused_where_weights_of_the_base_are_on_the_disk(tmp_path, tiny):
