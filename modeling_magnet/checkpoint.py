@@ -292,6 +292,8 @@ class CheckpointMixin(AdapterMixin):
         """
         own_config: Any = cls.config_class
         mine, config = own_config.model_type, kwargs.get("config")
+        if config is None and os.path.isfile(place):
+            raise NotADirectoryError(f"{place} is a file: give the folder of a model")
         if isinstance(config, PreTrainedConfig):
             found = config.model_type
         else:
@@ -363,4 +365,5 @@ class CheckpointMixin(AdapterMixin):
             >>> token_ids = model.text_tokenizer.ids(["A cat sleeps."])
         """
         settings = self.magnet_settings
-        return TextTokenizer(self.tokenizer, settings.split_special_tokens)
+        size = self.config.vocab_size
+        return TextTokenizer(self.tokenizer, settings.split_special_tokens, vocab_size=size)

@@ -164,7 +164,7 @@ class DecodingMixin(EncodingMixin):
 
     def _generation_value(self, name: str, arguments: dict):
         """The value that `generate` will use of an option."""
-        if arguments.get(name) is not None:
+        if name in arguments:  # None too: `eos_token_id=None` is no end token
             return arguments[name]
         config = arguments.get("generation_config") or self.generation_config
         value = getattr(config, name, None)

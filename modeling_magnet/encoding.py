@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .checkpoint import CheckpointMixin
 from .checks import whole_number
 from .devices import as_asked, chosen_devices, inference_model, input_device
-from .masking import CONTEXT, attention_arguments
+from .masking import CONTEXT, attention_arguments, check_attention_mask
 from .tokenizing import check_text
 
 CPU_BATCH_TOKENS = 1024
@@ -250,9 +250,13 @@ class EncodingMixin(CheckpointMixin):
 
         Returns:
             (batch, hidden) in the model's dtype.
+
+        Raises:
+            TypeError, ValueError: `attention_mask` does not say of each token whether it is one.
         """
         settings = self.magnet_settings
-        lengths = attention_mask.sum(dim=1)  # (batch,)
+        check_attention_mask(attention_mask, *input_ids.shape)
+        lengths = attention_mask.long().sum(dim=1)  # (batch,)
         longest = int(lengths.max())
         columns = torch.arange(longest, device=input_ids.device)
         if longest:

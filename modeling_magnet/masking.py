@@ -126,15 +126,13 @@ def check_attention_mask(attention_mask: Any, batch_size: int, length: int) -> N
     if attention_mask.shape != (batch_size, length):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens (cached ones "
-            f"included) have ({batch_size}, {length}): with span_ids give one entry per token"
+            f"included) have ({batch_size}, {length}): give one entry per token"
         )
     if torch.compiler.is_compiling():
         return
     odd = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
     if len(odd):
-        raise ValueError(
-            f"attention_mask holds {odd[0].item()}: with span_ids give 1 for a token, 0 for padding"
-        )
+        raise ValueError(f"attention_mask holds {odd[0].item()}: give 1 for a token, 0 for padding")
 
 
 def _check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], meaning: str) -> None:

@@ -229,6 +229,6 @@ class MagnetSettings:
         name = prompt_name if prompt_name is not None else self.default_prompt_name
         if name is None:
             return ""
-        if name not in self.prompts:
+        if name not in list(self.prompts):  # which may be asked for a list
             raise ValueError(f"no prompt is named {name!r}; there are {sorted(self.prompts)}")
         return self.prompts[name]

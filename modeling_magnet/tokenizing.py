@@ -72,6 +72,7 @@ class TextTokenizer:
         split_special_tokens: False reads a control token's spelling as that token.
         continued: tokenize and decode what stands after other text, without the space that
             tokenizers in the manner of Llama 2 put before a text and take from it.
+        vocab_size: how many tokens the model knows; texts with further ones are refused. None: any.
 
     Example:
         >>> tokenizer = TextTokenizer(model.tokenizer)
@@ -86,15 +87,17 @@ class TextTokenizer:
         tokenizer: PreTrainedTokenizerBase,
         split_special_tokens: bool = True,
         continued: bool = False,
+        vocab_size: int | None = None,
     ):
         self.tokenizer = tokenizer
         self.split_special_tokens = split_special_tokens
+        self.vocab_size = vocab_size
         self._is_continued = continued
 
     @property
     def continued(self) -> "TextTokenizer":
         """The same for text that stands after other text."""
-        return TextTokenizer(self.tokenizer, self.split_special_tokens, continued=True)
+        return TextTokenizer(self.tokenizer, self.split_special_tokens, True, self.vocab_size)
 
     def ids(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
         """Token ids of texts.
@@ -105,10 +108,11 @@ class TextTokenizer:
 
         Raises:
             TypeError, ValueError: of `check_text`; the message has the text's number.
+            ValueError: a text has a token that the model does not know.
         """
         if not self.tokenizer.is_fast:
-            return self._slow_ids(texts, add_special_tokens)
-        return [encoding.ids for encoding in self._encodings(texts, add_special_tokens)]
+            return self._known(self._slow_ids(texts, add_special_tokens))
+        return self._known([one.ids for one in self._encodings(texts, add_special_tokens)])
 
     def ids_and_offsets(
         self, texts: Sequence[str], add_special_tokens: bool = False
@@ -130,7 +134,19 @@ class TextTokenizer:
         for encoding in self._encodings(texts, add_special_tokens):
             token_ids.append(encoding.ids)
             offsets.append(encoding.offsets)
-        return token_ids, offsets
+        return self._known(token_ids), offsets
+
+    def _known(self, token_ids: list[list[int]]) -> list[list[int]]:
+        """The token ids, all of which the model has embeddings of."""
+        for i, ids in enumerate(token_ids):
+            if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
+                token = self.tokenizer.convert_ids_to_tokens(max(ids))
+                raise ValueError(
+                    f"text {i} has the token {token!r}, number {max(ids)}, but the model has "
+                    f"{self.vocab_size} embeddings: the tokenizer is another model's, or tokens were added "
+                    "without model.resize_token_embeddings(len(tokenizer))"
+                )
+        return token_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; what is no whole character becomes `\ufffd`, and nothing before it.

@@ -316,3 +316,9 @@ def test_a_folder_that_does_not_exist_is_called_so(place):
     for load in (load_magnet, MagnetLlamaForCausalLM.from_pretrained):
         with pytest.raises(FileNotFoundError, match=f"there is no folder '{place}', and no Hub id"):
             load(place)
+
+
+def test_a_file_in_place_of_a_folder_is_called_so(tmp_path, tiny):
+    tiny.save_pretrained(tmp_path)
+    with pytest.raises(NotADirectoryError, match="config.json is a file: give the folder"):
+        load_magnet(tmp_path / "config.json")

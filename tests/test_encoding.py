@@ -85,6 +85,15 @@ def test_pool_takes_padding_on_either_side(any_tiny, side):
     np.testing.assert_allclose(vectors, tiny.encode(SENTENCES, prompt=""), atol=1e-5)
 
 
+def test_pool_takes_ones_and_zeros_of_any_type(tiny):
+    ids, mask = torch.tensor([[5, 6, 7]]), torch.tensor([[1, 1, 0]])
+    for dtype in (torch.bool, torch.float32):
+        assert torch.equal(tiny.pool(ids, mask.to(dtype)), tiny.pool(ids, mask))
+    for wrong, message in ((mask * 2, "holds 2: give 1"), (mask[:, :2], r"shape \(1, 2\)")):
+        with pytest.raises(ValueError, match=message):
+            tiny.pool(ids, wrong)
+
+
 def test_prompts_by_name_by_text_and_none(tiny):
     text = SENTENCES[0]
     named = tiny.encode(text, prompt_name="STS")
@@ -275,6 +284,7 @@ def test_texts_of_the_trained_length_are_read_without_a_word(tiny, recwarn):
         ({"sentences": None}, TypeError, "NoneType"),
         ({"sentences": b"bytes"}, TypeError, "bytes"),
         ({"sentences": "a", "prompt_name": "nope"}, ValueError, "no prompt is named 'nope'"),
+        ({"sentences": "a", "prompt_name": ["STS"]}, ValueError, r"no prompt is named \['STS'\]"),
         ({"sentences": "a", "prompt_name": "STS", "prompt": "x"}, ValueError, "give one"),
         ({"sentences": "a", "precision": "int4"}, ValueError, "int4"),
         ({"sentences": "a", "output_value": "all"}, ValueError, "all"),

@@ -485,6 +485,18 @@ def test_the_padding_of_a_row_that_stopped_early_is_no_text(endless, end, pad):
         ]
 
 
+def test_no_end_token_for_one_call(endless):
+    """`None` is a value as in `generate`: none ends a span, and a criterion still does."""
+    whole = endless.infill(PREFIX, SUFFIX, span_length=6)
+    endless.generation_config.eos_token_id = ids_of(endless, whole)[2]
+    arguments = {"span_length": 6, "eos_token_id": None}
+    assert endless.infill(PREFIX, SUFFIX, **arguments) == whole
+    pairs, rules = ([PREFIX, "A cat"], [SUFFIX, " on the stones."]), [AfterTokens([1, 6])]
+    stopped = endless.infill(*pairs, **arguments, stopping_criteria=rules, return_scores=True)
+    assert [len(one.score.token_ids) for one in stopped] == [1, 6]
+    assert [one.ended for one in stopped] == ["stopped", "length"]
+
+
 def test_why_a_span_ended(endless):
     """In a batch, where the padding of a row that was stopped is an end token."""
     pairs = [PREFIX, "A cat"], [SUFFIX, " on the stones."]

@@ -97,6 +97,7 @@ def test_an_added_token_that_is_not_special_is_ordinary_vocabulary(tiny):
     tiny.tokenizer.add_tokens(["<entity>"])
     tiny.tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]})
     tiny.tokenizer.add_tokens(["<other>"])
+    tiny.resize_token_embeddings(len(tiny.tokenizer))
     ids = tiny.text_tokenizer.ids(["a<entity>b", "a<tool>b", "a<other>b"])
     assert ids[0] == tiny.tokenizer("a<entity>b")["input_ids"] != before[0]
     assert 351 not in ids[1]
@@ -355,6 +356,22 @@ def test_numpy_s_strings_are_the_texts_that_they_hold(tiny):
         np.testing.assert_array_equal(tiny.encode("x", prompt=same), tiny.encode("x", prompt=text))
         np.testing.assert_array_equal(tiny.encode_words([[same]]), tiny.encode_words([[text]]))
         assert tiny.infill(same, same, span_length=2) == tiny.infill(text, text, span_length=2)
+
+
+def test_a_token_that_the_model_does_not_know_is_named(tiny):
+    """On a CPU torch says that an index is out of range, on a GPU the process is lost."""
+    tiny.tokenizer.add_tokens(["<new>"])
+    for call in (
+        lambda: tiny.encode(["A cat", "a <new> cat"], prompt=""),
+        lambda: tiny.encode_words(["A cat", "a <new> cat"]),
+        lambda: tiny.text_tokenizer.continued.ids(["A cat", "a <new> cat"]),
+    ):
+        with pytest.raises(ValueError, match="text 1 has the token '<new>', number 350, but the"):
+            call()
+    with pytest.raises(ValueError, match="has the token '<new>'"):
+        tiny.infill("a", " <new>", span_length=2)
+    tiny.resize_token_embeddings(351)
+    assert np.isfinite(tiny.encode("a <new> cat")).all()
 
 
 def test_a_word_without_tokens_is_named(tiny):

@@ -31,8 +31,10 @@ def gap_of(record: dict[str, Any], blank: str, span_length: int | None) -> Gap:
     parts: Any = record.get("parts")
     if parts is None and record.get("text") is not None:
         fault = text_fault(record["text"], "text")
-        parts = record["text"].split(blank) if fault is None else [record["text"]]
-        if fault is None and len(parts) == 1:
+        if fault:
+            raise ValueError(fault)
+        parts = record["text"].split(blank)
+        if len(parts) == 1:
             raise ValueError(f"no {blank} in the text")
     elif parts is None:
         parts = [record.get("prefix"), record.get("suffix")]

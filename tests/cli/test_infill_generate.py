@@ -242,6 +242,7 @@ def test_without_adapter_it_is_the_base(magnet, folder, adapter):
     ("words", "message"),
     [
         (["infill", "--text", "a ______ b"], "the text has no text between"),
+        (["infill", "--text", "\ud800 ___"], "text is not Unicode: it holds half"),
         (["infill", "--text", "a ___ b", "--span-length", "300"], "the limit is 256"),
         (
             ["generate", "a", "--max-new-tokens", "1", "--without-adapter"],
