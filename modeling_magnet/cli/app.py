@@ -416,6 +416,8 @@ def serve(
     """
     check_installed("fastapi", "magnet serve", "serve")
     check_installed("prometheus_client", "magnet serve", "serve")
+    if api_key and not all(api_key):
+        raise ValueError("--api-key is empty: give a key, or leave the option out")
     import uvicorn
 
     from ..serve.app import Server, create_app

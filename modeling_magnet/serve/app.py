@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 
 from . import answers
 from .gate import Gate, error
-from .jobs import TOKENS, Embedding, Job, Writing
+from .jobs import TOKENS, Continuation, Embedding, Infill, Job, Writing
 from .queue import Busy, Queue
 from .requests import CompletionRequest, EmbeddingRequest, InfillRequest
 
-AnyJob = TypeVar("AnyJob", Embedding, Writing)
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class Refused(Exception):
@@ -54,15 +54,13 @@ class Server:
         max_texts: int = 128,
     ):
         self.model, self.name, self.max_texts = model, name, max_texts
-        self.queues: dict[type[Job], Queue] = {
-            kind: Queue(kind.__name__.lower(), partial(kind.run, model), max_batch, max_waiting)
-            for kind in (Embedding, Writing)
-        }
+        self.vectors = Queue("embedding", partial(Embedding.run, model), max_batch, max_waiting)
+        self.texts = Queue("writing", partial(Writing.run, model), max_batch, max_waiting)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Work on the queues; uvicorn ends it after the last answer."""
-        work = asyncio.gather(*(queue.work() for queue in self.queues.values()))
+        work = asyncio.gather(self.vectors.work(), self.texts.work())
         yield
         work.cancel()
         with suppress(asyncio.CancelledError):
@@ -71,7 +69,7 @@ class Server:
     @property
     def rows_waiting(self) -> int:
         """In both queues."""
-        return sum(queue.rows_waiting for queue in self.queues.values())
+        return self.vectors.rows_waiting + self.texts.rows_waiting
 
     def check_model(self, name: str | None) -> None:
         """Refuse another model's name."""
@@ -79,14 +77,14 @@ class Server:
             raise Refused(404, f"the model {name!r} is not served, {self.name!r} is",
                           "model_not_found")  # fmt: skip
 
-    async def submit(self, kind: type[AnyJob], request: Any) -> AnyJob:
+    async def submit(self, kind: Callable[[Any], AnyJob], request: Any) -> AnyJob:
         """Check a request and let its job wait."""
         try:
             job = kind(request)
             if job.size > self.max_texts:
                 raise ValueError(f"the request has {job.size} texts, the limit is {self.max_texts}")
             await run_in_threadpool(job.prepare, self.model)
-            self.queues[kind].put(job)
+            (self.vectors if isinstance(job, Embedding) else self.texts).put(job)
         except ValueError as fault:
             raise Refused(400, str(fault)) from fault
         except Busy as busy:
@@ -147,8 +145,8 @@ def create_app(server: Server, keys: Sequence[str] = (), max_body: int = 4 << 20
             raise Refused(400, f"best_of is {body.best_of}, which is not served: leave it out")
         if body.logprobs is not None and body.stream:
             raise Refused(400, "logprobs are not streamed: leave out stream or logprobs")
-        body.suffix = body.suffix or None
-        job = await server.submit(Writing, body)
+        kind: type[Writing] = Infill if body.suffix else Continuation
+        job = await server.submit(kind, body)
         completion = answers.Completion(job, server.name, server.model.text_tokenizer)
         if body.stream:
             usage = bool((body.stream_options or {}).get("include_usage"))
@@ -160,7 +158,7 @@ def create_app(server: Server, keys: Sequence[str] = (), max_body: int = 4 << 20
     async def infill(body: InfillRequest, request: Request) -> Response:
         if body.n_predict == 0:  # editors warm llama.cpp's cache so
             return JSONResponse({"content": "", "stop": True, "model": server.name})
-        job = await server.submit(Writing, body.completion)
+        job = await server.submit(Infill, body.completion)
         infilling = answers.Infilling(job, server.name)
         if body.stream:
             return _stream(infilling.events(server.pieces(job)))

@@ -1,8 +1,7 @@
 """What a request asks of the model: checked when it comes, run in a batch with others of its kind."""
 
 import asyncio
-from collections.abc import Hashable, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,6 @@ from .requests import CompletionRequest, EmbeddingRequest
 from .rows import Row, Rows
 
 TOKENS = Counter("magnet_tokens", "Tokens", ["kind"])
-
-COMPLETION = 16
-"""Tokens of a completion that names no `max_tokens`, as with OpenAI."""
 
 COLDEST = 1e-3
 """A lower temperature is greedy: its logits would overflow."""
@@ -39,7 +35,7 @@ class Job:
         cancelled: the client has left.
     """
 
-    key: Hashable
+    key: tuple[Hashable, ...]
     tokens: int
 
     def __init__(self, texts: list[str], size: int):
@@ -47,6 +43,14 @@ class Job:
         self.events: asyncio.Queue = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self.cancelled = self.ended = False
+
+    def prepare(self, model: Any) -> None:
+        """Tokenize, in any thread.
+
+        Raises:
+            ValueError: the model would refuse the request.
+        """
+        raise NotImplementedError
 
     def tell(self, event: Any) -> None:
         """Hand the request an event, from any thread. After the last one nothing is told."""
@@ -78,7 +82,7 @@ class Embedding(Job):
         self.key = (*self.prompt, self.dimensions)
 
     def prepare(self, model: Any) -> None:
-        """Raise ValueError where `encode` would."""
+        """Raise where `encode` would."""
         hidden, settings = model.config.hidden_size, model.magnet_settings
         if self.dimensions is not None and self.dimensions > hidden:
             raise ValueError(f"dimensions is {self.dimensions}: give 1 to {hidden}")
@@ -102,60 +106,22 @@ class Embedding(Job):
 
 
 class Writing(Job):
-    """Texts that continue a prompt, or that fill the gap before a suffix: `n` rows per prompt, in order."""
+    """Texts to write: `n` rows per text that is read, in order. A row's text and end are in `rows`."""
+
+    rows: list[Row]
+    usual: int  # tokens to write where the request does not say
 
     def __init__(self, request: CompletionRequest):
         texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         if not texts:
             raise ValueError("prompt is an empty list: give a text")
-        if request.suffix is None and request.span_length is not None:
-            raise ValueError("span_length is the length of a gap: give a suffix")
         super().__init__(texts, len(texts) * request.n)
-        self.request, self.suffix = request, request.suffix
-        usual = COMPLETION if self.suffix is None else LONGEST
+        self.request = request
         lengths = [n for n in (request.max_tokens, request.span_length) if n is not None]
-        self.most = min(lengths, default=usual)
+        self.most = min(lengths, default=self.usual)
         self.sampling = _sampling(request)
         alone = None if request.seed is None else id(self)  # a seed is for one job
-        longest = None if self.suffix is None else self.most
-        self.key = (alone, longest, request.span_length, *self.sampling.items())
-
-    def prepare(self, model: Any) -> None:
-        """Tokenize; raise ValueError where `generate` or `infill` would."""
-        request, n = self.request, self.request.n
-        self.prompts: list[list[int]] = []  # of completions
-        self.blanks: list[Blank] = []  # of infilling
-        for number, text in enumerate(self.texts):
-            if self.suffix is None:
-                self.prompts += [_prompt_ids(model, number, text, self.most)] * n
-            else:
-                copies, lengths = [[text, self.suffix]] * n, [[request.span_length]] * n
-                self.blanks += model._blanks(copies, lengths, self.most)
-        counts = [*map(len, self.prompts), *(blank.layout.context for blank in self.blanks)]
-        self.tokens = sum(counts[::n])
-        if self.suffix is None:
-            decoders = [decoder_after(model, text).decode for text in self.texts for _ in range(n)]
-            self.rows = [self._row(model, *row) for row in enumerate(decoders)]
-        else:
-            self.rows = [
-                self._row(model, i, partial(_infilled, model, blank), blank.gap, blank.is_guess)
-                for i, blank in enumerate(self.blanks)
-            ]
-
-    def _row(self, model: Any, index: int, decode: Any, gap: int = 1 << 30, is_guess: bool = False):
-        asked = self.request
-        return Row(
-            decode,
-            min(self.most, gap),
-            model._end_tokens({}),
-            [asked.stop] if isinstance(asked.stop, str) else asked.stop or [],
-            asked.logprobs,
-            partial(self._piece, index) if asked.stream else None,
-            is_guess,
-        )
-
-    def _piece(self, index: int, text: str) -> None:
-        self.tell((index, text))
+        self.key = (type(self).__name__, alone, *self.sampling.items())
 
     def cancel(self) -> None:
         """End the rows where they are."""
@@ -176,38 +142,107 @@ class Writing(Job):
         with torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            if jobs[0].suffix is None:
-                _complete(model, jobs)
-            else:
-                _infill(model, jobs)
+            jobs[0].write(model, jobs)
         for job in jobs:
             TOKENS.labels("written").inc(sum(len(row.tokens) for row in job.rows))
             job.tell(None)
 
+    @staticmethod
+    def write(model: Any, jobs: Sequence[Any]) -> None:
+        """Fill the rows of jobs of one class."""
+        raise NotImplementedError
 
-def _complete(model: Any, jobs: Sequence[Writing]) -> None:
-    rows = _watched(jobs, [row for job in jobs for row in job.rows])
-    prompts = [prompt for job in jobs for prompt in job.prompts]
-    most = max(job.most for job in jobs)
-    continuations(model, prompts, {"max_new_tokens": most, **jobs[0].sampling, **rows.arguments})
+    def _row(self, model: Any, index: int, decode: Any, limit: int, is_guess: bool = False) -> Row:
+        stop, stream = self.request.stop or [], self.request.stream
+        return Row(
+            decode,
+            limit,
+            ends=model._end_tokens({}),
+            stop=[stop] if isinstance(stop, str) else stop,
+            likeliest=self.request.logprobs,
+            emit=(lambda text: self.tell((index, text))) if stream else None,
+            is_guess=is_guess,
+        )
 
 
-def _infill(model: Any, jobs: Sequence[Writing]) -> None:
-    first = jobs[0]
-    entries = {
-        id(blank): (row, job.texts[index // job.request.n], job.suffix)
-        for job in jobs
-        for index, (blank, row) in enumerate(zip(job.blanks, job.rows, strict=True))
-    }
-    blanks = [blank for job in jobs for blank in job.blanks]
-    for group in model._groups(blanks, first.sampling):  # each is one call of `generate`
-        rows, prefixes, suffixes = zip(*(entries[id(blank)] for blank in group), strict=True)
-        texts = model.infill(
-            prefixes, suffixes, first.request.span_length, max_new_tokens=first.most,
-            **first.sampling, **_watched(jobs, rows).arguments,
-        )  # fmt: skip
-        for row, text in zip(rows, texts, strict=True):
-            row.end(text)
+class Continuation(Writing):
+    """What comes after texts."""
+
+    usual = 16  # as OpenAI has it
+
+    def prepare(self, model: Any) -> None:
+        """Raise where there is nothing to begin with, or no room."""
+        if self.request.span_length is not None:
+            raise ValueError("span_length is the length of a gap: give a suffix")
+        prompts = model.text_tokenizer.ids(self.texts, add_special_tokens=True)
+        limit = model.magnet_settings.max_length
+        for i, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError("prompt is empty, and the tokenizer adds no token to begin with")
+            if len(prompt) + self.most > limit:
+                raise ValueError(
+                    f"prompt {i} has {len(prompt)} tokens and up to {self.most} are to be written, the "
+                    f"limit is {limit}: shorten the prompt, or give a smaller max_tokens"
+                )
+        self.tokens = sum(map(len, prompts))
+        self.prompts = [prompt for prompt in prompts for _ in range(self.request.n)]
+        texts = [text for text in self.texts for _ in range(self.request.n)]
+        self.rows = [
+            self._row(model, i, decoder_after(model, text).decode, self.most)
+            for i, text in enumerate(texts)
+        ]
+
+    @staticmethod
+    def write(model: Any, jobs: Sequence["Continuation"]) -> None:
+        """As `generate` does."""
+        prompts = [prompt for job in jobs for prompt in job.prompts]
+        rows = _watched(jobs, [row for job in jobs for row in job.rows])
+        most = max(job.most for job in jobs)
+        continuations(model, prompts, rows.arguments | jobs[0].sampling | {"max_new_tokens": most})
+
+
+class Infill(Writing):
+    """What is missing between texts and a suffix."""
+
+    usual = LONGEST
+
+    def __init__(self, request: CompletionRequest):
+        super().__init__(request)
+        self.key = (*self.key, self.most, request.span_length)  # `infill` has one of each
+
+    def prepare(self, model: Any) -> None:
+        """Raise where `infill` would."""
+        n, length = self.request.n, self.request.span_length
+        self.pairs = [[text, self.request.suffix] for text in self.texts for _ in range(n)]
+        self.blanks = model._blanks(self.pairs, [[length]] * self.size, self.most)
+        self.tokens = sum(blank.layout.context for blank in self.blanks[::n])
+        self.rows = [
+            self._row(model, i, _decoder(model, blank), min(self.most, blank.gap), blank.is_guess)
+            for i, blank in enumerate(self.blanks)
+        ]
+
+    @staticmethod
+    def write(model: Any, jobs: Sequence["Infill"]) -> None:
+        """As `infill` does."""
+        first = jobs[0]
+        entries = {
+            id(blank): (row, *pair)
+            for job in jobs
+            for blank, row, pair in zip(job.blanks, job.rows, job.pairs, strict=True)
+        }
+        blanks = [blank for job in jobs for blank in job.blanks]
+        for group in model._groups(blanks, first.sampling):  # each is one call of `generate`
+            rows, prefixes, suffixes = zip(*(entries[id(blank)] for blank in group), strict=True)
+            texts = model.infill(
+                prefixes,
+                suffixes,
+                first.request.span_length,
+                max_new_tokens=first.most,
+                **_watched(jobs, rows).arguments,
+                **first.sampling,
+            )
+            for row, text in zip(rows, texts, strict=True):
+                row.end(text)
 
 
 def _watched(jobs: Sequence[Writing], rows: Sequence[Row]) -> Rows:
@@ -218,29 +253,19 @@ def _watched(jobs: Sequence[Writing], rows: Sequence[Row]) -> Rows:
     return Rows(rows, after_step)
 
 
+def _decoder(model: Any, blank: Blank) -> Callable[[list[int]], str]:
+    return lambda token_ids: model._span_text(blank, Span(token_ids, ended=""))
+
+
 def _sampling(request: CompletionRequest) -> dict[str, Any]:
     """Arguments of `generate`. Greedy decoding has no other ones, so that it shares batches."""
     temperature = 1.0 if request.temperature is None else request.temperature
     if temperature < COLDEST:
         return {"num_beams": 1, "do_sample": False}
     return {
-        "num_beams": 1, "do_sample": True, "temperature": temperature,
-        "top_p": request.top_p or 1.0, "top_k": request.top_k or 0,
-    }  # fmt: skip
-
-
-def _prompt_ids(model: Any, number: int, prompt: str, most: int) -> list[int]:
-    (token_ids,) = model.text_tokenizer.ids([prompt], add_special_tokens=True)
-    if not token_ids:
-        raise ValueError("prompt is empty, and the tokenizer adds no token to begin with")
-    limit = model.magnet_settings.max_length
-    if len(token_ids) + most > limit:
-        raise ValueError(
-            f"prompt {number} has {len(token_ids)} tokens and up to {most} are to be written, the limit "
-            f"is {limit}: shorten the prompt, or give a smaller max_tokens"
-        )
-    return token_ids
-
-
-def _infilled(model: Any, blank: Blank, token_ids: list[int]) -> str:
-    return model._span_text(blank, Span(token_ids, ended=""))
+        "num_beams": 1,
+        "do_sample": True,
+        "temperature": temperature,
+        "top_p": request.top_p or 1.0,
+        "top_k": request.top_k or 0,
+    }

@@ -1,6 +1,7 @@
 """Jobs wait here for the model, and run in batches across connections."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from prometheus_client import Gauge, Histogram
 
 from .jobs import Job
+
+logger = logging.getLogger("uvicorn.error")
 
 ROWS = Histogram(
     "magnet_batch_rows", "Rows per batch", ["kind"], buckets=(1, 2, 4, 8, 16, 32, 64, 128)
@@ -72,24 +75,25 @@ class Queue:
 
     async def work(self) -> None:
         """Run batches until this is cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
             await asyncio.sleep(WINDOW)
-            jobs = self._take()
-            rows, began = sum(job.size for job in jobs), time.monotonic()
-            try:
-                if jobs:
-                    await loop.run_in_executor(self._thread, self.run, jobs)
-            except Exception as error:  # an answer for every request, whatever happens
-                for job in jobs:
-                    job.tell(error)
-                continue
-            seconds = time.monotonic() - began
-            if jobs:
-                self.seconds_per_row += 0.2 * (seconds / rows - self.seconds_per_row)
-                ROWS.labels(self.kind).observe(rows)
-                SECONDS.labels(self.kind).observe(seconds)
+            if jobs := self._take():
+                await self._run(jobs)
+
+    async def _run(self, jobs: list[Job]) -> None:
+        rows, began = sum(job.size for job in jobs), time.monotonic()
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self.run, jobs)
+        except Exception as error:  # an answer for every request, whatever happens
+            logger.exception("a batch of %s failed", self.kind)
+            for job in jobs:
+                job.tell(error)
+        seconds = time.monotonic() - began
+        self.seconds_per_row += 0.2 * (seconds / rows - self.seconds_per_row)
+        ROWS.labels(self.kind).observe(rows)
+        SECONDS.labels(self.kind).observe(seconds)
 
     def _take(self) -> list[Job]:
         """The oldest job, and those after it that fit its batch."""

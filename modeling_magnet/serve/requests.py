@@ -58,17 +58,21 @@ class CompletionRequest(Request):
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
 
 
+class Extra(BaseModel):
+    """A text from elsewhere in the project; its name and time are ignored."""
+
+    text: str = ""
+
+
 class InfillRequest(BaseModel):
     """`POST /infill`, as editors send it to llama.cpp.
 
     Editors send many more fields, which tune llama.cpp's own sampling and cache; these are ignored.
     """
 
-    model_config = ConfigDict(extra="ignore")
-
     input_prefix: str
     input_suffix: str
-    input_extra: list[dict[str, str]] = []
+    input_extra: list[Extra] = []
     prompt: str = ""
     n_predict: int = Field(-1, ge=-1)
     span_length: int | None = Field(None, ge=1)
@@ -82,7 +86,7 @@ class InfillRequest(BaseModel):
     @property
     def completion(self) -> CompletionRequest:
         """The same in OpenAI's fields."""
-        extra = "".join(f"{entry.get('text', '')}\n" for entry in self.input_extra)
+        extra = "".join(f"{entry.text}\n" for entry in self.input_extra)
         return CompletionRequest(
             prompt=extra + self.input_prefix + self.prompt,
             suffix=self.input_suffix,

@@ -1,6 +1,7 @@
 """Rows of one decoding: each ends for itself, and its text can be read while it is written."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,11 @@ class TokenScore(NamedTuple):
     likeliest: dict[int, float]
 
 
+@dataclass(eq=False)
 class Row:
     """A text that is being written.
 
-    Args:
+    Attributes:
         decode: the text of token ids.
         limit: the most tokens to write.
         ends: token ids that end the text.
@@ -29,30 +31,23 @@ class Row:
             note nothing.
         emit: gets each new piece of text.
         is_guess: the text may still be cut once it is written, so it is emitted at the end.
-
-    Attributes:
         tokens, text: what is written so far.
         scores: a `TokenScore` per token.
         finish_reason: `stop`, `length` or `cancelled`; None while it is being written.
     """
 
-    def __init__(
-        self,
-        decode: Callable[[list[int]], str],
-        limit: int,
-        ends: Collection[int] = (),
-        stop: Sequence[str] = (),
-        likeliest: int | None = None,
-        emit: Callable[[str], None] | None = None,
-        is_guess: bool = False,
-    ):
-        self.decode, self.limit, self.ends, self.stop = decode, limit, ends, stop
-        self.likeliest, self.emit, self.is_guess = likeliest, emit, is_guess
-        self.tokens: list[int] = []
-        self.scores: list[TokenScore] = []
-        self.text = ""
-        self.finish_reason: str | None = None
-        self._sent = 0
+    decode: Callable[[list[int]], str]
+    limit: int
+    ends: Collection[int] = ()
+    stop: Sequence[str] = ()
+    likeliest: int | None = None
+    emit: Callable[[str], None] | None = None
+    is_guess: bool = False
+    tokens: list[int] = field(default_factory=list, init=False)
+    scores: list[TokenScore] = field(default_factory=list, init=False)
+    text: str = field(default="", init=False)
+    finish_reason: str | None = field(default=None, init=False)
+    sent: int = field(default=0, init=False)
 
     def add(self, token: int, logprobs: torch.Tensor | None = None) -> None:
         """Take the next token, unless the text has ended; `logprobs` is (vocabulary,)."""
@@ -91,9 +86,9 @@ class Row:
         if self.finish_reason is None:
             end = len(self.text.rstrip(UNFINISHED))
             end -= max((_overlap(self.text[:end], string) for string in self.stop), default=0)
-        if end > self._sent:
-            self.emit(self.text[self._sent : end])
-            self._sent = end
+        if end > self.sent:
+            self.emit(self.text[self.sent : end])
+            self.sent = end
 
 
 class Rows(StoppingCriteria):

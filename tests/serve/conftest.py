@@ -1,6 +1,7 @@
 """A server on a tiny model, and clients of it."""
 
 import pytest
+from server_process import KEY, serving_here
 from tiny import make_model
 
 
@@ -15,7 +16,6 @@ def model():
 @pytest.fixture(scope="session")
 def server(model):
     """The address of a server that asks for a key, with small limits."""
-    process = pytest.importorskip("server_process", exc_type=ImportError)
     limits = {"max_body": 20_000, "max_texts": 20, "max_waiting": 20}
-    with process.serving_here(model, "tiny", [process.KEY], **limits) as address:
+    with serving_here(model, "tiny", [KEY], **limits) as address:
         yield address

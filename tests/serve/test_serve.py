@@ -1,6 +1,7 @@
-"""`magnet serve`: a real process, spoken to by real clients."""
+"""`magnet serve`, spoken to by real clients."""
 
 import base64
+import contextlib
 import json
 import shlex
 import signal
@@ -13,12 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 import documents
 import httpx
 import numpy as np
+import openai
 import pytest
 import torch
 from server_process import KEY, serving, serving_here
-from tiny import SENTENCES
+from tiny import SENTENCES, make_model
+from typer.testing import CliRunner
 
-openai = pytest.importorskip("openai")
+from modeling_magnet.cli import app
+from modeling_magnet.serve import gate
 
 PROMPT, SUFFIX = "The old harbour", " before the boats came home."
 REASONS = {"length": "length", "seam": "stop"}
@@ -118,6 +122,26 @@ def test_infilling_without_a_length_has_stop_strings_samples_and_log_probabiliti
     assert answer.choices[0].text == expected[0][: expected[0].index(stop)]
 
 
+def test_gaps_that_share_no_batch_in_a_sliding_window():
+    """Of one request: a long text with a short gap, and a short text with a long one."""
+    model = make_model(architecture="mistral sliding")
+    model.generation_config.eos_token_id = None
+    prompts = [
+        "A cat. " * 21,
+        "A cat sleeps on the warm stones near the door and then the rain began",
+    ]
+    with serving_here(model, "sliding") as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        answer = client.completions.create(
+            model="sliding", prompt=prompts, suffix=SUFFIX, temperature=0, max_tokens=40
+        )
+    expected = model.infill(prompts, [SUFFIX] * 2, max_new_tokens=40)
+    assert [choice.text for choice in answer.choices] == expected
+    lengths = [[None]] * 2
+    blanks = model._blanks([[prompt, SUFFIX] for prompt in prompts], lengths, 40)
+    assert len(model._groups(blanks, {})) == 2
+
+
 def test_control_tokens_in_a_text_are_text(client, model):
     prompt, suffix = "A cat</s><s>", "</s> sleeps."
     answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=6, temperature=0)
@@ -178,23 +202,39 @@ def test_log_probabilities(client, model):
 
 
 def test_infill_as_editors_call_it(http, model):
+    """With the fields of llama.vim."""
     body = {
-        "input_prefix": "The old harbour was quiet.\n", "input_suffix": SUFFIX, "prompt": "A cat",
-        "input_extra": [], "n_predict": 6, "span_length": 6, "samplers": ["top_k"], "cache_prompt": True,
+        "input_prefix": "The old harbour was quiet.\n",
+        "input_suffix": SUFFIX,
+        "input_extra": [{"text": SENTENCES[3], "time": [12, 345], "filename": "a.txt"}],
+        "prompt": "A cat",
+        "n_predict": 6,
+        "n_indent": 0,
+        "samplers": ["top_k", "top_p", "infill"],
+        "top_k": 40,
+        "top_p": 0.99,
+        "stream": False,
+        "cache_prompt": True,
         "t_max_predict_ms": 500,
-    }  # fmt: skip
+        "response_fields": ["content", "timings/prompt_n"],
+    }
+    prefix = f"{SENTENCES[3]}\nThe old harbour was quiet.\nA cat"
     answer = http.post("/infill", json=body).json()
-    expected = model.infill("The old harbour was quiet.\nA cat", SUFFIX, 6)
+    assert answer["content"] == model.infill(prefix, SUFFIX, max_new_tokens=6)
+    answer = http.post("/infill", json=body | {"n_predict": -1}).json()
+    assert answer["content"] == model.infill(prefix, SUFFIX)
+    warming = {"n_predict": 0, "input_prefix": "", "input_suffix": "", "prompt": ""}
+    assert http.post("/infill", json=body | warming).json()["content"] == ""
+
+    body["span_length"] = 6
+    answer = http.post("/infill", json=body).json()
+    expected = model.infill(prefix, SUFFIX, 6)
     assert answer["content"] == expected
     assert (answer["stop"], answer["stop_type"], answer["tokens_predicted"]) == (True, "limit", 6)
     with http.stream("POST", "/infill", json=body | {"stream": True}) as stream:
         events = [json.loads(line[6:]) for line in stream.iter_lines() if line]
     assert "".join(event["content"] for event in events) == expected
     assert [event["stop"] for event in events] == [False] * (len(events) - 1) + [True]
-    del body["span_length"]
-    answer = http.post("/infill", json=body | {"n_predict": -1}).json()
-    assert answer["content"] == model.infill("The old harbour was quiet.\nA cat", SUFFIX)
-    assert http.post("/infill", json=body | {"n_predict": 0}).json()["content"] == ""
 
 
 def test_curl_reads_a_stream(server):
@@ -285,6 +325,39 @@ def test_a_wrong_key(server):
         assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
+def test_a_body_that_does_not_arrive(server, monkeypatch):
+    monkeypatch.setattr(gate, "SECONDS", 0.1)
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(
+            f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+            "content-length: 100\r\n\r\n{".encode()
+        )
+        assert httpx.get(f"{server}/health").status_code == 200  # others are served meanwhile
+        assert b" 408 " in slow.recv(100)
+
+
+def test_a_batch_that_fails_is_answered_and_the_next_one_runs(http, model, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "encode", fail)
+        answer = http.post("/v1/embeddings", json={"input": "a"})
+        patch.setattr(model, "generate", fail)
+        stream = http.post("/v1/completions", json={"prompt": "a", "stream": True})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "RuntimeError: out of memory"
+    assert "out of memory" in json.loads(stream.text.removeprefix("data: "))["error"]["message"]
+    assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+
+
+def test_an_empty_key_is_refused():
+    """It would admit everyone who sends none."""
+    result = CliRunner().invoke(app, ["serve", "model", "--api-key", ""])
+    assert result.exit_code == 2 and "--api-key is empty" in result.output
+
+
 # --- many at once ---------------------------------------------------------------------------------
 
 
@@ -336,6 +409,10 @@ def test_a_process_refuses_what_does_not_fit_and_ends_when_all_is_answered(model
         busy = {"prompt": "The old", "max_tokens": 200, "temperature": 0, "stream": True}
         with client.stream("POST", url, json=busy) as running:
             next(running.iter_lines())
+            with contextlib.suppress(httpx.TimeoutException):
+                client.post(url, json={"prompt": "A dog"}, timeout=0.05)
+            while client.get(f"{address}/health").json()["rows_waiting"]:
+                time.sleep(0.01)
             for thread in threads:
                 thread.start()
             while len(answers) < 4:  # two wait, the others are refused
@@ -357,16 +434,6 @@ def test_a_process_refuses_what_does_not_fit_and_ends_when_all_is_answered(model
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason": "length"' in rest[-2]
         assert process.wait(60) in (0, -signal.SIGTERM)  # uvicorn ends by the signal itself
-
-
-def test_a_client_that_sends_nothing_does_not_keep_others_waiting(server, http):
-    host, port = server.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as slow:
-        slow.sendall(
-            f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-            "content-length: 100\r\n\r\n{".encode()
-        )
-        assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
 
 
 def test_langchain_embeds_by_it(server, model):
