@@ -68,6 +68,7 @@ class RankingMixin(EncodingMixin):
             (vectors, others) in float32.
 
         Raises:
+            TypeError: something is no vectors, such as texts.
             ValueError: the vectors are of two lengths.
 
         Example:
@@ -134,5 +135,10 @@ def _matrix(vectors: Any) -> torch.Tensor:
     """(vectors, hidden) of length 1 each, in float32."""
     if isinstance(vectors, (list, tuple)) and vectors and isinstance(vectors[0], torch.Tensor):
         vectors = torch.stack(list(vectors))
-    rows = torch.atleast_2d(torch.as_tensor(vectors)).float()
+    try:
+        rows = torch.atleast_2d(torch.as_tensor(vectors)).float()
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"got {type(vectors).__name__}, expected vectors: encode texts first"
+        ) from error
     return torch.nn.functional.normalize(rows, dim=-1)

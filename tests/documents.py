@@ -125,6 +125,8 @@ def check_command(command: str) -> None:
     elif words[:3] == ["pip", "install", "-e"]:
         extra = words[3].removeprefix(".[").removesuffix("]")
         assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    elif words[:3] == ["pip", "install", "--no-deps"]:
+        assert words[3] in (ROOT / "Makefile").read_text(encoding="utf-8")
     elif words[0] == "pytest":
         assert all(Path(word).exists() for word in words[1:] if not word.startswith("-"))
     elif words[0] == "curl":

@@ -66,6 +66,9 @@ def test_the_blocks_of_a_page_run_in_order(page, desk, monkeypatch):
 
 
 CLAIMS = {
+    "architectures": [
+        lambda left, desk: issubclass(left["MagnetOlmoForCausalLM"], left["MagnetMixin"]),
+    ],
     "index": [
         lambda left, desk: left["vectors"].shape == (2, 576) and left["words"].shape == (3, 1152),
         lambda left, desk: left["text"].startswith("Once upon a time"),

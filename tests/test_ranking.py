@@ -41,6 +41,12 @@ def test_similarity_is_the_cosine_of_all_with_all(tiny):
         tiny.similarity(one, two[:, :16])
 
 
+def test_texts_are_no_vectors(tiny):
+    for texts in ("A cat.", ["A cat."]):
+        with pytest.raises(TypeError, match="expected vectors: encode texts first"):
+            tiny.similarity(texts, tiny.encode(["A dog."]))
+
+
 def test_rank_sorts_documents_by_their_similarity_to_the_query(tiny):
     scores = util.cos_sim(tiny.encode_query(OTHERS[0]), tiny.encode_document(SENTENCES))[0]
     found = tiny.rank(OTHERS[0], SENTENCES, return_documents=True)

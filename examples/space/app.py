@@ -197,8 +197,7 @@ def infill(
 ) -> Iterator[list]:
     """Fill the blanks of a text; yields updates of the samples' boxes.
 
-    One blank of a given length is streamed. Several blanks are decoded together, and so are the
-    lengths that are tried where none is given.
+    One blank of a given length is streamed; several are decoded together.
     """
     parts = BLANK.split(checked(text, "text"))
     if len(parts) == 1:
@@ -327,6 +326,19 @@ CSS = """
 """
 
 
+def theme() -> gr.themes.Base:
+    """Colours with a contrast of at least 4.5; no font is fetched from elsewhere."""
+    soft = gr.themes.Soft(primary_hue="emerald", font=["system-ui", "sans-serif"])
+    return soft.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        block_label_text_color="*primary_800",
+        block_title_text_color="*primary_800",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
+
+
 def about() -> str:
     """What stands above the tabs."""
     count = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name)
@@ -423,7 +435,7 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
 
     with gr.Tab("Infilling"):
         text_box = gr.Textbox(
-            "She opened the door and ___ Then she ran away.",
+            "Sam planted a seed in the garden. ___ In summer there were red flowers.",
             lines=3,
             label="Text with blanks",
             info="three underscores wherever something is missing",
@@ -432,7 +444,7 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
             automatic_box = gr.Checkbox(
                 True,
                 label="Automatic length",
-                info="tries several, takes the one that leads best into what follows",
+                info="about as long as the sentences around the blank",
             )
             length_box = gr.Slider(
                 1,
@@ -440,7 +452,7 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
                 16,
                 step=1,
                 label="Length",
-                info="tokens a blank, if not automatic; one blank is then streamed",
+                info="tokens per blank, if not automatic",
                 buttons=[],
                 scale=2,
             )
@@ -459,7 +471,13 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
         stop_filling = gr.Button("Stop", visible=False)
         gr.Examples(
             [
-                ["She opened the door and ___ Then she ran away.", True, 16, 1, 0],
+                [
+                    "Sam planted a seed in the garden. ___ In summer there were red flowers.",
+                    True,
+                    16,
+                    1,
+                    0,
+                ],
                 [
                     "John went to the gym. ___ He could not get the barbell off his chest.",
                     False,
@@ -520,5 +538,4 @@ with gr.Blocks(title="Magnet", analytics_enabled=False) as demo:
         )
 
 if __name__ == "__main__":
-    fonts = ["system-ui", "sans-serif"]  # none is fetched from elsewhere
-    demo.launch(theme=gr.themes.Soft(primary_hue="emerald", font=fonts), css=CSS)
+    demo.launch(theme=theme(), css=CSS)

@@ -264,6 +264,41 @@ def test_generation_with_and_without_the_adapter(page, model, keep):
     ).to_have_count(0)
 
 
+CONTRAST = """element => {
+    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const light = colour => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(
+            c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    let under = element;
+    while (getComputedStyle(under).backgroundColor === "rgba(0, 0, 0, 0)") under = under.parentElement;
+    const both = [light(getComputedStyle(element).color), light(getComputedStyle(under).backgroundColor)];
+    return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+}"""
+"""Of an element's text and what is under it, as the Web Content Accessibility Guidelines define it."""
+
+
+def test_text_can_be_read_and_columns_fit_a_phone(page):
+    tab(page, "Infilling")
+    fill = page.get_by_role("button", name="Fill in")
+    texts = ["Text with blanks", "three underscores wherever something is missing"]
+    for element in (fill, *(page.get_by_text(text, exact=True).first for text in texts)):
+        assert element.evaluate(CONTRAST) >= 4.5
+    page.set_viewport_size({"width": 390, "height": 800})
+    for label in ("number input for Length", "number input for Temperature", "Seed"):
+        block = (
+            page.get_by_label(label)
+            .locator("visible=true")
+            .locator("xpath=ancestor::*[contains(@class, 'block')][1]")
+        )
+        assert block.bounding_box()["width"] > 150
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_both_are_streamed(url, model):
     client = gradio_client.Client(url, verbose=False)
 
