@@ -40,7 +40,7 @@ from modeling_magnet import load_magnet
 model = load_magnet("checkpoints/magnet-smollm2-135m")
 print(model.infill("She opened the door and", " Then she ran away."))
 """
-ADAPT = "python -m training.train training/configs/quickstart.yaml --output_dir {folder}"
+ADAPT = "python -m modeling_magnet.training.train training/configs/quickstart.yaml --output_dir {folder}"
 
 
 @dataclass

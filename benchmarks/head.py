@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from training.arguments import DataArguments, ModelArguments
-from training.base import for_objectives, prepare_base
-from training.collator import IGNORE, MagnetCollator
-from training.data import Item
+from modeling_magnet.training.arguments import DataArguments, ModelArguments
+from modeling_magnet.training.base import for_objectives, prepare_base
+from modeling_magnet.training.collator import IGNORE, MagnetCollator
+from modeling_magnet.training.data import Item
 
 WAYS = ("no loss", "labelled", "all logits")
 

@@ -16,11 +16,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from training.arguments import DataArguments
-from training.base import linear_layers
-from training.collator import IGNORE, MagnetCollator
-from training.data import Item
-from training.objectives import info_nce, objectives_class_for
+from modeling_magnet.training.arguments import DataArguments
+from modeling_magnet.training.base import linear_layers
+from modeling_magnet.training.collator import IGNORE, MagnetCollator
+from modeling_magnet.training.data import Item
+from modeling_magnet.training.objectives import info_nce, objectives_class_for
 
 from .report import Row
 from .scale import Shape, encode_flops, train_flops

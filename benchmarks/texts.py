@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.repetition import sentences
-from training.sources import read_rows
+from modeling_magnet.training.sources import read_rows
 
 from .timing import ROOT
 
@@ -54,7 +54,7 @@ def read_texts(sources: list[str], seed: int = 0) -> Texts:
     """Read `text` (and `title`, where there is one) of .txt, .jsonl or .parquet files.
 
     Raises:
-        FileNotFoundError, ValueError: as `training.sources.read_rows`.
+        FileNotFoundError, ValueError: as `modeling_magnet.training.sources.read_rows`.
     """
     rows = list(read_rows(sources or SAMPLE, ("text",), keys=("title",), counts=Counter()))
     paragraphs = [row["text"] for row in rows]

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from training.arguments import DataArguments, ModelArguments
-from training.base import for_objectives, single_token_id
-from training.collator import IGNORE, MagnetCollator
-from training.data import Item
-from training.objectives import info_nce
+from modeling_magnet.training.arguments import DataArguments, ModelArguments
+from modeling_magnet.training.base import for_objectives, single_token_id
+from modeling_magnet.training.collator import IGNORE, MagnetCollator
+from modeling_magnet.training.data import Item
+from modeling_magnet.training.objectives import info_nce
 
 from .report import Row
 from .setup import Setup, Sizes, finished
@@ -33,7 +33,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def magnet(model: str, device: str, dtype: str, blocks, pairs):
-    """Magnet's step, as `training.trainer` does it."""
+    """Magnet's step, as `modeling_magnet.training.trainer` does it."""
     return _Steps(_magnet_loss, model, device, dtype, blocks, pairs)
 
 

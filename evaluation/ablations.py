@@ -35,7 +35,14 @@ def train(name: str, configs: Sequence[str], folder: Path) -> None:
         print(f"{name} is trained already", flush=True)
         return
     files = [configs[0], str(CONFIGS / f"{name}.yaml"), *configs[1:]]
-    command = [sys.executable, "-m", "training.train", *files, "--output_dir", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "modeling_magnet.training.train",
+        *files,
+        "--output_dir",
+        str(folder),
+    ]
     print(f"{name}: {' '.join(command[1:])}", flush=True)
     if subprocess.run(command, check=False).returncode:
         raise RuntimeError(f"{name} failed in training, see above; call this again to go on")

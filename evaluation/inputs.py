@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from modeling_magnet import MagnetMixin
-from training.base import load_base, single_token_id
+from modeling_magnet.training.base import load_base, single_token_id
 
 from .infilling import Example
 
@@ -219,7 +219,7 @@ def load_model(
     """A model in evaluation mode, on the GPU where there is one.
 
     Args:
-        place: as for `training.base.load_base`.
+        place: as for `modeling_magnet.training.base.load_base`.
         start_token: text of the token that begins a sequence, if not the checkpoint's.
         dtype: of the weights.
     """

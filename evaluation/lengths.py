@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 from tqdm.auto import tqdm
 
-from training.sources import read_rows
+from modeling_magnet.training.sources import read_rows
 
 from .figures import Figure, table
 from .inputs import add_model_arguments, load_model, read_stories

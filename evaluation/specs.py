@@ -20,7 +20,7 @@ from modeling_magnet.checkpoint import (
 )
 from modeling_magnet.checks import check_place
 from modeling_magnet.settings import longest_alike
-from training.base import SMOLLM2, SMOLLM2_PLACE
+from modeling_magnet.training.base import SMOLLM2, SMOLLM2_PLACE
 
 DECODER_KINDS = ("bidirectional", "last-token", "mean", "echo")
 KINDS = ("magnet", *DECODER_KINDS, "encoder", "sentence-transformers")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.export import write_adapter
+from modeling_magnet.training.export import write_adapter
 
 from . import run
 from .figures import Figure, table
@@ -27,7 +27,7 @@ def specs_of(runs: Sequence[Path], adapters: Path, steps: Sequence[int] | None) 
     """The models to measure: of each run its base, as step 0, and its checkpoints.
 
     Args:
-        runs: folders that `training.train` wrote with LoRA.
+        runs: folders that `modeling_magnet.training.train` wrote with LoRA.
         adapters: folder to write each checkpoint's adapter to, without the projection head.
         steps: of the checkpoints; None: all.
 
@@ -45,7 +45,9 @@ def specs_of(runs: Sequence[Path], adapters: Path, steps: Sequence[int] | None) 
     for folder in runs:
         base, name = folder / "base", folder.resolve().name
         if not base.is_dir():
-            raise FileNotFoundError(f"{folder} has no base/: give folders of training.train")
+            raise FileNotFoundError(
+                f"{folder} has no base/: give folders of modeling_magnet.training.train"
+            )
         checkpoints = {int(p.name.split("-")[1]): p for p in folder.glob("checkpoint-[0-9]*")}
         chosen = sorted(checkpoints.keys() & set(steps if steps is not None else checkpoints))
         if not chosen or (steps is not None and len(chosen) < len(set(steps) - {0})):

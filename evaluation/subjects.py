@@ -87,7 +87,7 @@ def load_subject(
     """Load what a spec names, onto the GPU where there is one.
 
     Args:
-        spec: as for `evaluation.specs.resolve`. The id `smollm2` is that of `training.base.load_base`.
+        spec: as for `evaluation.specs.resolve`. The id `smollm2` is that of `modeling_magnet.training.base.load_base`.
         start_token: text of the token that begins a sequence of a language model, if not the
             checkpoint's. Subjects that are none have no use for it.
         dtype: of a language model's weights.

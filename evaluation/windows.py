@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.sources import read_rows
+from modeling_magnet.training.sources import read_rows
 
 from .figures import Figure, table
 from .inputs import add_model_arguments, load_model

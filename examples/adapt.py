@@ -14,9 +14,13 @@ from pathlib import Path
 from evaluation.infilling import Example, infilling_scores, perplexity_table
 from evaluation.inputs import draw_spans, tokenize_rows
 from modeling_magnet import load_magnet
-from training.arguments import DataArguments, MagnetTrainingArguments, ModelArguments
-from training.sources import read_rows
-from training.train import train
+from modeling_magnet.training.arguments import (
+    DataArguments,
+    MagnetTrainingArguments,
+    ModelArguments,
+)
+from modeling_magnet.training.sources import read_rows
+from modeling_magnet.training.train import train
 
 ROWS = {"both_sides": "both sides seen", "left_only": "left side only"}
 

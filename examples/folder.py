@@ -22,7 +22,7 @@ from evaluation.causal import measure_causal
 from evaluation.infilling import Example, infilling_scores, perplexity_table
 from evaluation.inputs import draw_spans, tokenize_rows
 from evaluation.writing import write_text
-from training.sources import read_rows
+from modeling_magnet.training.sources import read_rows
 
 DATA = Path(__file__).parent / "data"
 ROWS, PAIRS, SEED = 40, 125, 0

@@ -24,9 +24,9 @@ from transformers.utils import logging
 
 from evaluation.writing import write_json
 from modeling_magnet import load_magnet
-from training.base import load_base, prepare_base
-from training.data import first_texts
-from training.train import parse, train
+from modeling_magnet.training.base import load_base, prepare_base
+from modeling_magnet.training.data import first_texts
+from modeling_magnet.training.train import parse, train
 
 from .folder import INFILLS, SENTENCES, measure, show
 

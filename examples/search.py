@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_magnet import load_magnet
-from training.sources import read_rows
+from modeling_magnet.training.sources import read_rows
 
 try:
     import faiss

@@ -56,7 +56,7 @@ class MagnetSettings:
 
     Attributes:
         start_token_id: the token that begins every sequence, or None for none. Base models differ in
-            what they saw there; see `training.base.choose_start_token`.
+            what they saw there; see `modeling_magnet.training.base.choose_start_token`.
         start_in_encode: whether it also begins what `encode` reads. With it vectors depend less on the
             prompt (measured on SmolLM2, see `training/README.md`).
         end_token_id: the token appended to a sentence.

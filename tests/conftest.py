@@ -6,7 +6,7 @@ import pytest
 from tiny import ARCHITECTURES, make_model
 
 from modeling_magnet import MagnetMixin, gguf_cache
-from training.base import load_base
+from modeling_magnet.training.base import load_base
 
 
 @pytest.fixture

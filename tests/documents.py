@@ -39,7 +39,7 @@ def markdown_files() -> list[Path]:
     """Every page of the repository."""
     folders = ("docs", "training", "evaluation", "examples", "benchmarks", "tests")
     found = [*ROOT.glob("*.md"), *(p for name in folders for p in (ROOT / name).rglob("*.md"))]
-    return sorted(path for path in found if path.name != "model_card.md")  # a Jinja template
+    return sorted(found)
 
 
 def read(page: Path) -> str:
@@ -136,8 +136,8 @@ def check_command(command: str) -> None:
         with group.make_context("magnet", words[1:]) as context:
             name, subcommand, rest = group.resolve_command(context, words[1:])
             subcommand.make_context(name, rest, parent=context)  # parses, and runs nothing
-    elif words[:3] == ["python", "-m", "training.train"]:
-        from training.train import parse  # which takes seconds to import
+    elif words[:3] == ["python", "-m", "modeling_magnet.training.train"]:
+        from modeling_magnet.training.train import parse  # which takes seconds to import
 
         model, data, _ = parse([*words[3:], "--use_cpu"])
         assert model.model and (data.text or data.pairs)

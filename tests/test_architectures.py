@@ -15,7 +15,7 @@ from transformers import AutoConfig, BertConfig, BertModel, GPT2Config, Phi3ForC
 import modeling_magnet
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet, magnet_class_for
 from modeling_magnet.masking import sliding_window
-from training.base import load_base
+from modeling_magnet.training.base import load_base
 
 ROOT = Path(__file__).parents[1]
 LONG = " ".join(SENTENCES)

@@ -19,7 +19,7 @@ from tiny import SENTENCES, make_model
 
 from docs import figures
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet, masking
-from training.train import parse
+from modeling_magnet.training.train import parse
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -101,6 +101,10 @@ CLAIMS = {
     "adapt-your-own": [
         lambda left, desk: left["vectors"].shape == (2, 576),
         lambda left, desk: left["as_the_base_writes"].shape[1] > left["inputs"]["input_ids"].shape[1],
+    ],
+    "train-in-python": [
+        lambda left, desk: (desk / "outputs/python/model/adapter_config.json").exists(),
+        lambda left, desk: left["both"].state.global_step == 2 and left["result"].training_loss > 0,
     ],
     "fine-tune": [
         lambda left, desk: left["triplets"].column_names == ["anchor", "positive", "negative"],

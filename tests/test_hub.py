@@ -15,7 +15,7 @@ from huggingface_hub.repocard import metadata_load
 from tiny import ARCHITECTURES, SENTENCES, make_model
 
 import modeling_magnet
-from training.card import SMOLLM2_ID, write_card
+from modeling_magnet.training.card import SMOLLM2_ID, write_card
 
 PACKAGE = Path(modeling_magnet.__file__).parent
 RELATIONS = {"finetune", "adapter", "merge", "quantized"}

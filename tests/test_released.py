@@ -35,7 +35,7 @@ def test_it_is_small_and_says_what_it_stands_on():
         "## Results",
         "## Infillings",
         "## Limits",
-        "training.train",
+        "modeling_magnet.training.train",
     ):
         assert part in card
 

@@ -29,7 +29,7 @@ from evaluation.subjects import BATCH_SIZE, load_subject
 from modeling_magnet import MagnetLlamaForCausalLM
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("modeling_magnet", "training", "evaluation", "benchmarks", "examples")
+PACKAGES = ("modeling_magnet", "evaluation", "benchmarks", "examples")
 
 PROMPT = "Find its topic: "
 DEFAULT = "Given the sentence, find its representation: "

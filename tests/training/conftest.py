@@ -6,7 +6,7 @@ import pytest
 import yaml
 from tiny import SENTENCES, make_model
 
-from training.train import parse
+from modeling_magnet.training.train import parse
 
 
 @pytest.fixture
@@ -15,9 +15,11 @@ def corpus(tmp_path):
     texts = [" ".join(SENTENCES[i % 5 :] + SENTENCES[: i % 5]) for i in range(60)]
     pairs = [(f"{i} {a}", f"{i}, {a.lower()}") for i, a in enumerate(SENTENCES * 3)][:12]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    (tmp_path / "pairs.jsonl").write_text(
-        "".join(json.dumps({"sentence": a, "paraphrase": b}) + "\n" for a, b in pairs)
-    )
+    rows = [
+        {"sentence": a, "paraphrase": b, "negative": a[::-1], "other": b.upper(), "score": i / 11}
+        for i, (a, b) in enumerate(pairs)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
 

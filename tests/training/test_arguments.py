@@ -7,10 +7,10 @@ import pytest
 import yaml
 from tiny import SENTENCES, make_model
 
-from training.arguments import ALL_LINEAR, DataArguments, MagnetTrainingArguments
-from training.base import linear_layers
-from training.setup import check_arguments
-from training.train import parse, train
+from modeling_magnet.training.arguments import ALL_LINEAR, DataArguments, MagnetTrainingArguments
+from modeling_magnet.training.base import linear_layers
+from modeling_magnet.training.setup import check_arguments
+from modeling_magnet.training.train import parse, train
 
 CONFIGS = Path("training/configs")
 PAPER, SMOLLM2 = CONFIGS / "paper-llama-2-7b.yaml", CONFIGS / "smollm2-135m.yaml"
@@ -108,7 +108,7 @@ def test_the_defaults_are_the_paper_s():
     assert (args.per_device_train_batch_size, data.pairs_per_block) == (32, 2)
     assert (args.learning_rate, args.temperature, args.max_steps) == (3e-5, 0.1, 4200)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
-    rest = {"ntp": 0, "divergence": 0}
+    rest = {"ntp": 0, "divergence": 0, "cosent": 0}
     assert args.objective_weights(3399) == {"mntp": 1, "sscl": 0, "msg": 1} | rest
     assert args.objective_weights(3400) == {"mntp": 1, "sscl": 9, "msg": 1} | rest
     assert args.objective_weights(4199) == {"mntp": 1, "sscl": 9, "msg": 1} | rest
@@ -145,6 +145,7 @@ def test_bad_arguments(tmp_path, arguments, message):
     ("arguments", "message"),
     [
         ({"pair_columns": []}, "pair_columns"),
+        ({"score_column": "s", "pair_columns": ["a", "b", "c"]}, "two texts have a score"),
         ({"mask_fraction": 1.2}, "mask_fraction is 1.2"),
         ({"block_length": 0}, "block_length is 0"),
         ({"max_span_length": 2}, "must not be shorter"),
@@ -171,6 +172,8 @@ def test_bad_data_arguments(arguments, message):
         ({"pairs_per_block": 0}, "set pairs, pairs_per_block"),
         ({"text": []}, "set text"),
         ({"pair_columns": ["sentence"]}, "dropout"),
+        ({"score_column": "score"}, "sscl has a weight, and score_column is score"),
+        ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, "score_column is None: cosent works"),
     ],
 )
 def test_arguments_that_do_not_fit_each_other(run, flags, message):

@@ -11,9 +11,9 @@ from tiny import make_model
 
 from modeling_magnet import MagnetSettings
 from modeling_magnet.masking import check_span_ids
-from training.arguments import DataArguments
-from training.collator import IGNORE, MagnetCollator, cut_block
-from training.data import Item
+from modeling_magnet.training.arguments import DataArguments
+from modeling_magnet.training.collator import IGNORE, MagnetCollator, cut_block
+from modeling_magnet.training.data import Item
 
 MASK = 349
 

@@ -20,9 +20,9 @@ from tiny import SENTENCES, make_spaced_tokenizer, make_tokenizer
 from torch.utils.data import DataLoader
 
 from modeling_magnet.tokenizing import TextTokenizer
-from training import sources, tables
-from training.arguments import DataArguments
-from training.data import (
+from modeling_magnet.training import sources, tables
+from modeling_magnet.training.arguments import DataArguments
+from modeling_magnet.training.data import (
     MagnetDataset,
     counts_table,
     first_texts,
@@ -502,6 +502,7 @@ class Pairs(list):
     """Stands in for the table."""
 
     groups: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
 
 BLOCKS = [(ids, None) for ids in np.arange(50, dtype=np.int32).reshape(10, 5)]

@@ -78,6 +78,13 @@ EVALUATED = {
 """Steps of several lengths. SGD shows the gradient as it is; AdamW makes a step of each rounding where the gradient is 0."""
 
 
+NEGATIVES = {"pair_columns": ["sentence", "paraphrase", "negative", "other"], "pair_chunk": 3}
+SCORED = {
+    "score_column": "score",
+    "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "cosent": 1}],
+}
+"""Labelled pairs: two hard negatives each, in chunks; and with scores."""
+
 ONE: list = []
 
 
@@ -85,7 +92,10 @@ ONE: list = []
 def one(launch):
     """One process on all eight items: the run to compare with, made once."""
     if not ONE:
-        ONE.extend(launch({"one": EVALUATED, "one-text": EVALUATED | {"objective_schedule": TEXT}}))
+        more = {"text": {"objective_schedule": TEXT}, "negatives": NEGATIVES, "scored": SCORED}
+        ONE.extend(
+            launch({"one": EVALUATED} | {f"one-{k}": EVALUATED | v for k, v in more.items()})
+        )
     return ONE
 
 
@@ -96,8 +106,14 @@ def of(processes, **changes):
 def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     """1 x 8, 2 x 4, and 2 processes x 2 x 2 accumulated, each with all objectives that it can have."""
     accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    two, two_by_two = launch(
-        {"two": of(2), "two-by-two": of(2, objective_schedule=TEXT, **accumulated)}, processes=2
+    two, two_by_two, negatives, scored = launch(
+        {
+            "two": of(2),
+            "two-by-two": of(2, objective_schedule=TEXT, **accumulated),
+            "two-negatives": of(2, **NEGATIVES | {"pair_chunk": 0}),
+            "two-scored": of(2, **SCORED),
+        },
+        processes=2,
     )
     (alone,) = launch(
         {
@@ -112,6 +128,9 @@ def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     assert_same(two, one[0])
     assert_same(two_by_two, one[1])
     assert_same(alone, one[1])
+    assert_same(negatives, one[2])
+    assert_same(scored, one[3])
+    assert len(scored[0]["cosent"]) == 6 and len(scored[0]["eval_pair_spearman"]) == 2
 
 
 def test_fsdp2_on_two_processes_is_one(launch, one):

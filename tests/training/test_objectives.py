@@ -8,10 +8,10 @@ from oracle import allowed
 from tiny import make_model, make_spaced_tokenizer
 from torch import nn
 
-from training.arguments import ModelArguments
-from training.base import choose_start_token, for_objectives, single_token_id
-from training.collator import IGNORE
-from training.objectives import (
+from modeling_magnet.training.arguments import ModelArguments
+from modeling_magnet.training.base import choose_start_token, for_objectives, single_token_id
+from modeling_magnet.training.collator import IGNORE
+from modeling_magnet.training.objectives import (
     MagnetLlamaForObjectives,
     info_nce,
     labelled_cross_entropy,
@@ -24,7 +24,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("chunk", [2, 512])
 def test_labelled_cross_entropy_equals_a_loop(monkeypatch, in_place, chunk):
-    monkeypatch.setattr("training.objectives.HEAD_CHUNK", chunk)
+    monkeypatch.setattr("modeling_magnet.training.objectives.HEAD_CHUNK", chunk)
     hidden = torch.randn(5, 9, 5, dtype=torch.float64, generator=GENERATOR)
     head = nn.Linear(5, 11).double()
     labels = torch.randint(0, 11, (5, 9), generator=GENERATOR)
@@ -54,7 +54,7 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch):
     labels = torch.randint(0, 11, (2, 9), generator=GENERATOR)
     results = []
     for chunk in (512, 3):
-        monkeypatch.setattr("training.objectives.HEAD_CHUNK", chunk)
+        monkeypatch.setattr("modeling_magnet.training.objectives.HEAD_CHUNK", chunk)
         losses, _ = labelled_cross_entropy(hidden, labels, head)
         total = losses.sum() + labelled_divergence(hidden, base, labels, head).sum()
         results.append((total, *torch.autograd.grad(total, [hidden, head.weight])))
@@ -111,7 +111,9 @@ def batch_of(ids, span_ids):
 @pytest.mark.parametrize("documents", [False, True])
 def test_one_pass_gives_all_parts(tmp_path, monkeypatch, documents):
     """Against the stock decoder under the oracle's mask and all logits, and against `pool`."""
-    monkeypatch.setattr("training.objectives.GROUP_LEAST", 1)  # the sentences in groups by length
+    monkeypatch.setattr(
+        "modeling_magnet.training.objectives.GROUP_LEAST", 1
+    )  # the sentences in groups by length
     base = make_model()
     model = training_model(tmp_path, base, lora_r=0).eval()
     ids = torch.randint(3, 350, (2, 9), generator=GENERATOR)

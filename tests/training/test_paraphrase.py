@@ -26,8 +26,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from training import paraphrase
-from training.paraphrase import RULES, Pair, make_pairs, parse, report, split
+from modeling_magnet.training import paraphrase
+from modeling_magnet.training.paraphrase import RULES, Pair, make_pairs, parse, report, split
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["<pad>", "</s>", "<unk>", *sorted(set(" ".join(SENTENCES).split()))]
@@ -184,7 +184,9 @@ def test_a_killed_run_goes_on_to_the_same_file(run, tmp_path):
     made(run("--shard_size", 3, output="whole.jsonl"))
     killed = run("--shard_size", 3, output="killed.jsonl")
     shards = tmp_path / "killed.jsonl.shards"
-    process = subprocess.Popen([sys.executable, "-m", "training.paraphrase", *killed], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modeling_magnet.training.paraphrase", *killed], cwd=ROOT
+    )
     while not (shards / "000004.json").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.002)

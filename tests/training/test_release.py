@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tiny import SENTENCES
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from training import release
-from training.train import train
+from modeling_magnet.training import release
+from modeling_magnet.training.train import train
 
 
 def test_a_released_adapter_is_the_run_s_model(run, corpus):

@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from modeling_magnet.locking import alone_in
-from training.base import load_base
-from training.collator import IGNORE
-from training.export import export
-from training.objectives import info_nce
-from training.resume import last_complete_checkpoint
-from training.setup import make_trainer
-from training.train import train
+from modeling_magnet.training.base import load_base
+from modeling_magnet.training.collator import IGNORE
+from modeling_magnet.training.export import export
+from modeling_magnet.training.objectives import info_nce
+from modeling_magnet.training.resume import last_complete_checkpoint
+from modeling_magnet.training.setup import make_trainer
+from modeling_magnet.training.train import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -205,8 +205,8 @@ def losses(folder):
 
 
 def start(corpus, environment=None, **kwargs):
-    """`python -m training.train` on the config that `run` wrote last."""
-    command = [sys.executable, "-m", "training.train", corpus / "config.yaml"]
+    """`python -m modeling_magnet.training.train` on the config that `run` wrote last."""
+    command = [sys.executable, "-m", "modeling_magnet.training.train", corpus / "config.yaml"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacremoses import MosesTokenizer
 
-from training import wikitext_style
-from training.wikitext_style import convert, tokens_of
+from modeling_magnet.training import wikitext_style
+from modeling_magnet.training.wikitext_style import convert, tokens_of
 
 MOSES = MosesTokenizer("en")
 

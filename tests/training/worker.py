@@ -12,7 +12,7 @@ import sys
 import torch
 from accelerate import state
 
-from training.train import main
+from modeling_magnet.training.train import main
 
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",

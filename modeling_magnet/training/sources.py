@@ -7,7 +7,7 @@ import logging
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,24 @@ def read_rows(
         if isinstance(found, str)
         else _rows_of_files(found, needed, counts)
     )
+    yield from usable_rows(rows, columns, distinct, counts)
+    if not counts["rows read"]:
+        raise ValueError(f"{source} has no rows")
+
+
+def usable_rows(
+    rows: Iterable[tuple[str, Row]], columns: tuple[str, ...], distinct: bool, counts: Counter
+) -> Iterator[Row]:
+    """Yield the rows that have a text in all columns; count the others, and log the first of each kind."""
     for where, row in rows:
         counts["rows read"] += 1
-        reason = _fault(row, columns, distinct)
+        reason = text_fault(row, columns, distinct)
         if reason is None:
             yield row
         else:
             if not counts[f"dropped: {reason}"]:
                 logger.warning("%s is left out: %s. All such rows are counted", where, reason)
             counts[f"dropped: {reason}"] += 1
-    if not counts["rows read"]:
-        raise ValueError(f"{source} has no rows")
 
 
 def find(source: list[str], config: str | None = None, split: str = "train") -> list[Path] | str:
@@ -128,7 +135,8 @@ def identify(source: list[str], config: str | None, split: str) -> list:
     return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
 
 
-def _fault(row: Row, columns: tuple[str, ...], distinct: bool) -> str | None:
+def text_fault(row: Row, columns: tuple[str, ...], distinct: bool = False) -> str | None:
+    """What is wrong with the texts of a row; None: nothing."""
     for column in columns:
         text = row.get(column)
         if text is None:

@@ -137,6 +137,27 @@ def info_nce(queries: torch.Tensor, candidates: torch.Tensor, temperature: float
         return F.cross_entropy(similarity / temperature, targets)
 
 
+def cosent(vectors: torch.Tensor, scores: torch.Tensor, temperature: float) -> torch.Tensor:
+    """CoSENT: pairs with a higher score are to have a higher cosine (Su 2022), in float32.
+
+        log(1 + sum over all i, j with score[i] < score[j] of exp((cosine[i] - cosine[j]) / temperature))
+
+    Args:
+        vectors: (2, pairs, hidden).
+        scores: (pairs,).
+        temperature: the cosines are divided by it.
+
+    Returns:
+        () the loss; 0 where all scores are the same.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        one, two = F.normalize(vectors.float(), dim=-1)
+        cosines = (one * two).sum(-1) / temperature  # (pairs,)
+        wrong = cosines[:, None] - cosines  # (pairs, pairs) of i over j
+        wrong = wrong[scores[:, None] < scores]
+        return torch.cat([wrong.new_zeros(1), wrong]).logsumexp(dim=0)
+
+
 class ObjectivesMixin(MagnetMixin):
     """Gives a MAGNET class what training needs: a projection head, and a forward pass of all objectives."""
 
@@ -149,7 +170,7 @@ class ObjectivesMixin(MagnetMixin):
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
-    # A checkpoint of a run is transformers' own; `training.export` writes the MAGNET folder.
+    # A checkpoint of a run is transformers' own; `modeling_magnet.training.export` writes the MAGNET folder.
     save_pretrained = PreTrainedModel.save_pretrained  # type: ignore[assignment]
 
     def _init_weights(self, module):

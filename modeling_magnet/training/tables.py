@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_magnet.tokenizing import TextTokenizer
 
-from .arguments import DataArguments
+from .arguments import DataArguments, ExampleArguments
 from .sources import Row, identify, read_rows
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ CACHE_VERSION = 2
 BATCH_CHARACTERS = 1 << 20
 """Text that is tokenized at a time, so that long documents need no more memory than short ones."""
 
-PAIR = ("sentence", "positive", "negative")
+PAIR = ("sentence", "positive", "negative", *(f"negative_{i}" for i in range(2, 100)))
+"""The columns of a table of pairs."""
 
 
 def make_blocks(
@@ -75,6 +76,54 @@ def make_blocks(
     if validation:
         source, split = arguments.validation_text, arguments.validation_split
         limit = arguments.validation_blocks
+
+    def read(counts: Counter) -> Iterator[Row]:
+        column = arguments.document_column
+        return read_rows(
+            source,
+            (arguments.text_column,),
+            config,
+            split,
+            keys=() if column is None else (column,),
+            streaming=arguments.streaming,
+            counts=counts,
+        )
+
+    identity = identify(source, config, split)
+    return cut_into_blocks(
+        read, identity, arguments, tokenizer, start_token_id, split_special_tokens,
+        column=arguments.text_column, document_column=arguments.document_column,
+        limit=limit, folder=arguments.token_cache,
+    )  # fmt: skip
+
+
+def cut_into_blocks(
+    read: Callable[[Counter], Iterator[Row]],
+    identity: Any,
+    arguments: ExampleArguments,
+    tokenizer: PreTrainedTokenizerFast,
+    start_token_id: int | None,
+    split_special_tokens: bool,
+    *,
+    column: str = "text",
+    document_column: str | None = None,
+    limit: int | None = None,
+    folder: str | None = None,
+) -> "Blocks":
+    """`make_blocks` of rows from anywhere.
+
+    Args:
+        read: gives the rows, and fills their counts.
+        identity: what the rows are known by in the cache.
+        arguments: say what blocks are like.
+        tokenizer, start_token_id, split_special_tokens: as in `make_blocks`.
+        column, document_column: of the rows.
+        limit: blocks at most.
+        folder: of the cache.
+
+    Raises:
+        ValueError, OSError: as in `make_blocks`.
+    """
     start = [] if start_token_id is None else [start_token_id]
     if arguments.block_length <= len(start):
         raise ValueError("block_length is 1: a block has a token behind the start token, give 2")
@@ -82,32 +131,22 @@ def make_blocks(
     names = ("ids", "document_ids") if arguments.separate_documents else ("ids",)
 
     def make(counts: Counter) -> Iterator[Row]:
-        logger.info("tokenizing %s", source)
-        column, document_column = arguments.text_column, arguments.document_column
-        rows = read_rows(
-            source,
-            (column,),
-            config,
-            split,
-            keys=() if document_column is None else (document_column,),
-            streaming=arguments.streaming,
-            counts=counts,
-        )
+        logger.info("tokenizing %s", identity)
         reader = TextTokenizer(tokenizer, split_special_tokens)
-        stream = _tokenize(rows, reader, column, document_column, document_start, counts)
+        stream = _tokenize(read(counts), reader, column, document_column, document_start, counts)
         for block in islice(_cut(stream, start, arguments, counts), limit):
             yield {name: block[name].tobytes() for name in names}
         if not counts["blocks"]:
             raise ValueError(
-                f"{source} has {counts['tokens']} tokens ({dict(counts)}), a block has "
+                f"the text has {counts['tokens']} tokens ({dict(counts)}), a block has "
                 f"{arguments.block_length}: give more text or a smaller block_length"
             )
 
     key = [
         "blocks",
-        identify(source, config, split),
-        arguments.text_column,
-        arguments.document_column,
+        identity,
+        column,
+        document_column,
         _identify_tokenizer(tokenizer),
         split_special_tokens,
         start,
@@ -116,7 +155,7 @@ def make_blocks(
         limit,
     ]
     features = {name: Value("binary") for name in names}
-    return Blocks(*_cached(key, make, features, arguments.token_cache))
+    return Blocks(*_cached(key, make, features, folder))
 
 
 class Blocks:
@@ -157,7 +196,8 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
         source, split = arguments.validation_pairs, arguments.validation_split
         limit = arguments.validation_pair_count
     config, columns = arguments.pairs_config, tuple(arguments.pair_columns)
-    group_column = arguments.group_column
+    group_column, score_column = arguments.group_column, arguments.score_column
+    keys = tuple(column for column in (group_column, score_column) if column is not None)
 
     def make(counts: Counter) -> Iterator[Row]:
         groups: dict[Any, int] = {}
@@ -166,8 +206,8 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
             columns,
             config,
             split,
-            keys=() if group_column is None else (group_column,),
-            distinct=True,
+            keys=keys,
+            distinct=score_column is None,
             streaming=arguments.streaming,
             counts=counts,
         )
@@ -177,15 +217,30 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
             if group_column is not None:
                 pair["group"] = groups.setdefault(row.get(group_column), len(groups))
                 counts["groups"] = len(groups)
+            if score_column is not None:
+                check_score(row.get(score_column), f"row {counts['rows read']} of {source}")
+                pair["score"] = row[score_column]
             yield pair
         if not counts["pairs"]:
             raise ValueError(f"{source} has no pair with texts that differ: {dict(counts)}")
 
     key = ["pairs", identify(source, config, split), columns, group_column, limit]
+    key += [] if score_column is None else [score_column]
     features = {name: Value("string") for name in PAIR[: len(columns)]}
     if group_column is not None:
         features["group"] = Value("int64")
+    if score_column is not None:
+        features["score"] = Value("float64")
     return Pairs(*_cached(key, make, features, arguments.token_cache))
+
+
+def check_score(score: Any, where: str) -> None:
+    """Raise unless a score is a number from 0 to 1."""
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
+        raise ValueError(
+            f"the score in {where} is {score!r}: give numbers from 0 to 1, such as a scale to 5 divided "
+            "by 5"
+        )
 
 
 class Pairs:
@@ -194,6 +249,7 @@ class Pairs:
     Attributes:
         counts: `rows read`, `dropped: ` with each reason, `empty files`, `pairs`, `groups`.
         groups: (pairs,) the group of each, numbered by first appearance; None without a group column.
+        scores: (pairs,) how alike the two texts of each are, from 0 to 1; None without such a column.
     """
 
     def __init__(self, table: Dataset, counts: dict[str, int]):
@@ -201,6 +257,9 @@ class Pairs:
         self.groups: np.ndarray | None = None
         if "group" in table.column_names:
             self.groups = table.with_format("numpy")["group"][:]
+        self.scores: np.ndarray | None = None
+        if "score" in table.column_names:
+            self.scores = np.asarray(table["score"][:], dtype=np.float32)
         self._table = table.select_columns([name for name in PAIR if name in table.column_names])
 
     def __len__(self) -> int:
@@ -276,7 +335,7 @@ def _batches(rows: Iterator[Row], column: str) -> Iterator[list[Row]]:
 def _cut(
     stream: Iterator[tuple[np.ndarray, np.ndarray]],
     start: list[int],
-    arguments: DataArguments,
+    arguments: ExampleArguments,
     counts: Counter,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields blocks: `ids` and `document_ids`, each (block_length,)."""

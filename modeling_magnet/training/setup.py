@@ -9,10 +9,11 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from modeling_magnet import MagnetMixin, MagnetSettings
 
-from .arguments import Arguments, DataArguments
+from .arguments import Arguments
 from .base import for_objectives, prepare_base, single_token_id, whole_weights
 from .collator import MagnetCollator
 from .data import MagnetDataset, counts_table, first_texts, make_blocks, read_pairs
+from .preparing import check_lengths, check_one_span, held_out_items
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)
@@ -21,21 +22,23 @@ logger = logging.getLogger(__name__)
 def check_arguments(arguments: Arguments) -> None:
     """Raise where arguments do not fit each other, before anything is loaded."""
     model, data, args = arguments
-    one_span = args.ever("ntp", "divergence")
-    if one_span != (data.all_span_fraction > 0):
-        raise ValueError(
-            f"all_span_fraction is {data.all_span_fraction}, the weights of ntp and divergence are "
-            f"{'not ' if one_span else ''}all 0: blocks that are one span and these weights need "
-            "each other"
-        )
+    check_one_span(data, args)
     if model.adapter is not None and model.lora_r == 0:
         raise ValueError(f"adapter is {model.adapter}, and lora_r is 0: set lora_r to its rank")
     if args.ever("divergence") and model.lora_r == 0:
         raise ValueError(
             "divergence is from the model without its adapter, and lora_r is 0: set lora_r"
         )
-    if args.ever("sscl") and (data.pairs_per_block < 1 or not data.pairs):
-        raise ValueError("sscl has a weight, but there are no pairs: set pairs, pairs_per_block")
+    for name, wanted in (("sscl", False), ("cosent", True)):
+        if args.ever(name) and (data.pairs_per_block < 1 or not data.pairs):
+            raise ValueError(
+                f"{name} has a weight, but there are no pairs: set pairs, pairs_per_block"
+            )
+        if args.ever(name) and wanted != (data.score_column is not None):
+            raise ValueError(
+                f"{name} has a weight, and score_column is {data.score_column}: cosent works on pairs "
+                "with a score, sscl on pairs without"
+            )
     if args.ever("mntp", "msg", "ntp", "divergence") and not data.text:
         raise ValueError(
             "mntp, msg, ntp or divergence has a weight, but there is no text: set text"
@@ -62,7 +65,7 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     model = for_objectives(base, model_arguments)
     inner: Any = model if isinstance(model, MagnetMixin) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings
-    _check_lengths(data, settings.max_length)
+    check_lengths(data, settings.max_length, bool(data.text), bool(data.pairs))
     mask_token_id = single_token_id(tokenizer, model_arguments.mask_token, "mask_token")
     items_a_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -99,25 +102,6 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     return trainer
 
 
-def _check_lengths(data: DataArguments, limit: int) -> None:
-    """Raise where a block, or a sentence of a pair, is longer than what the model reads at once."""
-    lengths = {"block_length": data.block_length if data.text else 0}
-    lengths["pair_length"] = data.pair_length if data.pairs else 0
-    for name, length in lengths.items():
-        if length > limit:
-            raise ValueError(
-                f"{name} is {length}, the model's max_length (by its positions or its sliding window) "
-                f"{limit}: lower {name}"
-            )
-    most = data.block_length + data.max_spans * data.max_gap_length
-    if data.end_of_span_fraction and most > limit:
-        raise ValueError(
-            f"block_length {data.block_length} and max_spans {data.max_spans} gaps of "
-            f"max_gap_length {data.max_gap_length} are {most} positions, the model has {limit}: "
-            "lower one of them"
-        )
-
-
 def _dataset(
     arguments: Arguments, tokenizer, settings: MagnetSettings, length: int, validation: bool
 ) -> MagnetDataset:
@@ -134,7 +118,7 @@ def _dataset(
             split_special_tokens=settings.split_special_tokens,
         )  # fmt: skip
         logger.info(counts_table(f"{name} text", blocks.counts))
-    if sentences and data.pairs_per_block and (validation or args.ever("sscl")):
+    if sentences and data.pairs_per_block and (validation or args.ever("sscl", "cosent")):
         pairs = read_pairs(data, validation=validation)
         logger.info(counts_table(f"{name} pairs", pairs.counts))
     if blocks is None and pairs is None:
@@ -142,23 +126,14 @@ def _dataset(
             f"there is nothing for {name}: set "
             + ("validation_text or validation_pairs" if validation else "text or pairs")
         )
-    pairs_per_block = data.pairs_per_block
-    if validation and pairs is not None:
-        length = len(blocks) if blocks is not None else len(pairs)
-        if len(pairs) < length:
-            raise ValueError(
-                f"there are {len(pairs)} pairs for {length} blocks to evaluate on: raise "
-                "validation_pair_count, or lower validation_blocks"
-            )
-        pairs_per_block = len(pairs) // length
-    elif validation and blocks is not None:
-        length = len(blocks)
+    group_size = data.group_size if data.group_column else 1
+    if validation:
+        return held_out_items(blocks, pairs, args.seed, group_size)
     return MagnetDataset(
         blocks,
         pairs,
         length,
-        pairs_per_block if pairs is not None else 0,
+        data.pairs_per_block if pairs is not None else 0,
         args.seed,
-        group_size=data.group_size if data.group_column else 1,
-        held_out=validation,
+        group_size=group_size,
     )

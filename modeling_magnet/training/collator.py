@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_magnet import MagnetSettings
 from modeling_magnet.tokenizing import TextTokenizer
 
-from .arguments import DataArguments
+from .arguments import ExampleArguments
 from .data import Item
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class MagnetCollator:
     settings: MagnetSettings
     mask_token_id: int
     vocab_size: int
-    arguments: DataArguments
+    arguments: ExampleArguments
     seed: int
     items_a_step: int
 
@@ -59,7 +59,7 @@ class MagnetCollator:
             token that it names; with documents kept apart `document_ids`, and with
             spans in longer gaps `position_ids`, of the same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
             pairs, length), the sentences, their positives and, if there are any, hard negatives,
-            without start and end token.
+            without start and end token; where pairs have scores `pair_scores`, (pairs,).
         """
         batch: dict[str, torch.Tensor] = {}
         if items[0].block is not None:
@@ -70,6 +70,8 @@ class MagnetCollator:
             }
         if items[0].pairs:
             batch |= self._tokenize_pairs(items)
+        if items[0].scores is not None:
+            batch["pair_scores"] = torch.tensor([s for item in items for s in item.scores or ()])
         return batch
 
     @property

@@ -90,85 +90,15 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """The text, the sentence pairs, and how a training example is made of them.
+class ExampleArguments:
+    """How a training example is made of text and of sentence pairs."""
 
-    A source is a list of files (.txt with a paragraph a line, .jsonl, .parquet; patterns with `*`),
-    a folder of such files, or one id of `datasets`.
-    """
-
-    text: list[str] = field(
-        default_factory=lambda: ["examples/data/wiki-train.jsonl"],
-        metadata={"help": "Source of the text; none for a run of sentence pairs alone."},
-    )
-    text_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a `datasets` id."}
-    )
-    text_split: str = field(default="train", metadata={"help": "Split of a `datasets` id."})
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
-    document_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Rows that follow each other with the same value here are one document; without "
-            "it each row is one."
-        },
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read only as much of the text as the run needs, without a copy of the rest."
-        },
-    )
     separate_documents: bool = field(
         default=False,
         metadata={
             "help": "Begin each document with the start token and keep documents of a block from "
             "seeing each other."
         },
-    )
-    pairs: list[str] = field(
-        default_factory=lambda: ["examples/data/pairs-train.jsonl"],
-        metadata={"help": "Source of the sentences to contrast; none without the objective sscl."},
-    )
-    pairs_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a `datasets` id."}
-    )
-    pairs_split: str = field(default="train", metadata={"help": "Split of a `datasets` id."})
-    pair_columns: list[str] = field(
-        default_factory=lambda: ["sentence", "paraphrase"],
-        metadata={
-            "help": "A sentence and its positive; with a third column a hard negative. One column "
-            "alone: a sentence is its own positive, told apart by dropout (SimCSE)."
-        },
-    )
-    group_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column of `pairs`, such as an article's title: pairs with the same value come "
-            "together, as hard negatives of each other."
-        },
-    )
-    group_size: int = field(
-        default=8, metadata={"help": "How many pairs of a group come together."}
-    )
-    validation_text: list[str] = field(
-        default_factory=list, metadata={"help": "Source of the text to evaluate on."}
-    )
-    validation_pairs: list[str] = field(
-        default_factory=list, metadata={"help": "Source of the pairs to evaluate on."}
-    )
-    validation_split: str = field(
-        default="validation", metadata={"help": "Split of a `datasets` id to evaluate on."}
-    )
-    validation_blocks: int = field(
-        default=64, metadata={"help": "Blocks to evaluate on, the first ones."}
-    )
-    validation_pair_count: int = field(
-        default=256, metadata={"help": "Pairs to evaluate on, the first ones."}
-    )
-    token_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the tokenized text (default: in the cache of `datasets`)."},
     )
     block_length: int = field(default=512, metadata={"help": "Tokens in a block (paper: 512)."})
     cut_blocks: list[int] = field(
@@ -217,11 +147,6 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if not 1 <= len(self.pair_columns) <= 3:
-            raise ValueError(
-                f"pair_columns is {self.pair_columns}: give one column (positives by dropout), two "
-                "(sentence, positive) or three (and a hard negative)"
-            )
         for name in (
             "mask_fraction",
             "all_span_fraction",
@@ -230,7 +155,7 @@ class DataArguments:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 to 1")
-        for name in ("block_length", "pair_length", "group_size", "max_spans", "min_span_length"):
+        for name in ("block_length", "pair_length", "max_spans", "min_span_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
         shortest = self.block_length // max(self.cut_blocks, default=1)
@@ -249,10 +174,107 @@ class DataArguments:
             )
 
 
-OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence")
-"""The losses by name: masked next-token prediction, self-supervised contrastive learning and
-missing-span generation (section 3.2); and on blocks that are one span next-token prediction and the
-divergence from the base model."""
+@dataclass
+class DataArguments(ExampleArguments):
+    """Where the text and the sentence pairs are, and how a training example is made of them.
+
+    A source is a list of files (.txt with a paragraph a line, .jsonl, .parquet; patterns with `*`),
+    a folder of such files, or one id of `datasets`.
+    """
+
+    text: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Source of the text; none for a run of sentence pairs alone."},
+    )
+    text_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a `datasets` id."}
+    )
+    text_split: str = field(default="train", metadata={"help": "Split of a `datasets` id."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    document_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows that follow each other with the same value here are one document; without "
+            "it each row is one."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read only as much of the text as the run needs, without a copy of the rest."
+        },
+    )
+    pairs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Source of the sentence pairs; none without sscl and cosent."},
+    )
+    pairs_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a `datasets` id."}
+    )
+    pairs_split: str = field(default="train", metadata={"help": "Split of a `datasets` id."})
+    pair_columns: list[str] = field(
+        default_factory=lambda: ["sentence", "paraphrase"],
+        metadata={
+            "help": "A sentence and its positive; each further column holds a hard negative. One column "
+            "alone: a sentence is its own positive, told apart by dropout (SimCSE)."
+        },
+    )
+    score_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of `pairs` that holds how alike the two texts are, from 0 to 1: what the "
+            "objective cosent works on."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of `pairs`, such as an article's title: pairs with the same value come "
+            "together, as hard negatives of each other."
+        },
+    )
+    group_size: int = field(
+        default=8, metadata={"help": "How many pairs of a group come together."}
+    )
+    validation_text: list[str] = field(
+        default_factory=list, metadata={"help": "Source of the text to evaluate on."}
+    )
+    validation_pairs: list[str] = field(
+        default_factory=list, metadata={"help": "Source of the pairs to evaluate on."}
+    )
+    validation_split: str = field(
+        default="validation", metadata={"help": "Split of a `datasets` id to evaluate on."}
+    )
+    validation_blocks: int = field(
+        default=64, metadata={"help": "Blocks to evaluate on, the first ones."}
+    )
+    validation_pair_count: int = field(
+        default=256, metadata={"help": "Pairs to evaluate on, the first ones."}
+    )
+    token_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the tokenized text (default: in the cache of `datasets`)."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.pair_columns:
+            raise ValueError(
+                "pair_columns is empty: give a sentence's column, or its positive's too"
+            )
+        if self.score_column is not None and len(self.pair_columns) != 2:
+            raise ValueError(
+                f"pair_columns is {self.pair_columns}: two texts have a score ({self.score_column})"
+            )
+        if self.group_size < 1:
+            raise ValueError(f"group_size is {self.group_size}: give 1 or more")
+
+
+OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence", "cosent")
+"""The losses by name: masked next-token prediction, contrastive learning and missing-span generation
+(section 3.2); on blocks that are one span next-token prediction and the divergence from the base
+model; and on scored pairs CoSENT. The contrastive loss is self-supervised (SSCL) on pairs that were
+made, and supervised on pairs that are labelled."""
 
 
 @dataclass
@@ -270,7 +292,9 @@ class MagnetTrainingArguments(TrainingArguments):
             "longer or shorter in proportion."
         },
     )
-    temperature: float = field(default=0.1, metadata={"help": "Of the InfoNCE loss (paper: 0.1)."})
+    temperature: float = field(
+        default=0.1, metadata={"help": "Of the InfoNCE loss (paper: 0.1) and of CoSENT."}
+    )
     masked_token_prediction: bool = field(
         default=False,
         metadata={
@@ -331,15 +355,16 @@ class MagnetTrainingArguments(TrainingArguments):
         for name, wanted, why in FIXED:
             if getattr(self, name) != wanted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be {wanted!r}: {why}")
-        if (
-            self.ddp_find_unused_parameters is None
-        ):  # the projection head rests in steps without sscl
+        if self.ddp_find_unused_parameters is None:  # the projection head rests without pairs
             self.ddp_find_unused_parameters = not all(
-                phase.get("sscl", 0) > 0 for phase in self.objective_schedule
+                phase.get("sscl", 0) + phase.get("cosent", 0) > 0
+                for phase in self.objective_schedule
             )
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}
         total = sum(phase["steps"] for phase in self.objective_schedule)
+        if not self.objective_schedule:  # `MagnetConfig`: the data tells
+            return
         if self.max_steps <= 0:
             self.max_steps = total
         elif self.max_steps != total:

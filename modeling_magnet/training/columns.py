@@ -1,0 +1,118 @@
+"""What a `datasets.Dataset` is for, told by its columns as sentence-transformers does, and its rows checked."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import datasets
+
+from .sources import Row, text_fault, usable_rows
+from .tables import PAIR, Pairs, check_score
+
+LABELS = ("label", "labels", "score", "scores")
+"""What sentence-transformers takes for a label."""
+
+FITS = (
+    "give `text` (for MNTP, MSG and NTP); or texts alone, the first a query, the second its positive, "
+    "all others hard negatives, such as anchor, positive, negative_1 (contrastive); or two texts and a "
+    "score from 0 to 1, such as sentence1, sentence2, score (CoSENT). rename_columns, select_columns and "
+    "remove_columns change a dataset's"
+)
+
+
+class Part(NamedTuple):
+    """A dataset and what it is for: `text`, `pairs` or `scored` pairs."""
+
+    kind: str
+    dataset: datasets.Dataset
+    columns: tuple[str, ...]
+
+
+def recognize(given: Any, name: str) -> dict[str, Part]:
+    """Tell what each dataset is for.
+
+    Args:
+        given: a `Dataset`, or a dict of them with any keys.
+        name: of the argument, for messages.
+
+    Returns:
+        The parts by `text` and `pairs`; there is one or both.
+
+    Raises:
+        TypeError: something is no `Dataset`.
+        ValueError: columns fit no objective, or two datasets are for the same one.
+    """
+    parts: dict[str, Part] = {}
+    many = isinstance(given, Mapping)
+    for key, dataset in given.items() if many else [(None, given)]:
+        where = f"{name}[{key!r}]" if many else name
+        part = _part(dataset, where)
+        role = "text" if part.kind == "text" else "pairs"
+        if role in parts:
+            raise ValueError(f"{name} has two datasets of {role}: join them, or train twice")
+        parts[role] = part
+    if not parts:
+        raise ValueError(f"{name} holds no dataset: {FITS}")
+    return parts
+
+
+def _part(dataset: Any, where: str) -> Part:
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(f"{where} is {type(dataset).__name__}: give a datasets.Dataset")
+    columns = dataset.column_names
+    kinds = {
+        name: feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        for name, feature in dataset.features.items()
+    }
+    texts = tuple(name for name in columns if kinds[name] in ("string", "large_string"))
+    labels = tuple(name for name in columns if name in LABELS)
+    if "text" in texts and not labels:
+        return Part("text", dataset, ("text",))
+    if len(labels) == 1 and len(texts) == 2 and re.match("float|u?int", kinds[labels[0]]):
+        return Part("scored", dataset, (*texts, labels[0]))
+    if not labels and {"anchor", "positive"} <= set(texts):  # by name, whatever else there is
+        negatives = tuple(name for name in texts if name.startswith("negative"))
+        return Part("pairs", dataset, ("anchor", "positive", *negatives))
+    if not labels and 2 <= len(texts) == len(columns) and not any(map(_is_id, texts)):
+        return Part("pairs", dataset, texts)
+    shown = ", ".join(f"{name} ({kinds[name]})" for name in columns) or "none"
+    raise ValueError(f"{where} has the columns {shown}, which fit no objective: {FITS}")
+
+
+def _is_id(column: str) -> bool:
+    return column == "id" or column.endswith(("_id", "_ids", "_idx"))
+
+
+def text_rows(part: Part, counts: Counter) -> Iterator[Row]:
+    """The rows of a dataset of text; those without are left out, and counted."""
+    rows = enumerate(part.dataset.with_format(None).select_columns(["text"]))
+    return usable_rows(((f"row {i}", row) for i, row in rows), ("text",), False, counts)
+
+
+def pairs_of(part: Part, name: str) -> Pairs:
+    """The pairs of a dataset, each row checked.
+
+    Raises:
+        ValueError: a text is missing or blank, a negative is its positive or its query, or a score is
+            not from 0 to 1.
+    """
+    scored = part.kind == "scored"
+    texts = part.columns[:-1] if scored else part.columns
+    table = part.dataset.with_format(None).select_columns(list(part.columns))
+    for i, row in enumerate(table):
+        where = f"row {i} of {name}"
+        fault = text_fault(row, texts)
+        if fault is not None:
+            raise ValueError(f"{where}: {fault}: leave such rows out (dataset.filter)")
+        for negative in texts[2:]:
+            for other in texts[:2]:
+                if row[negative] == row[other]:
+                    raise ValueError(
+                        f"{where}: {negative} is the same as {other} ({row[other]!r:.80}): leave such "
+                        "rows out (dataset.filter), or give another negative"
+                    )
+        if scored:
+            check_score(row[part.columns[-1]], where)
+    names = (*PAIR[: len(texts)], "score") if scored else PAIR[: len(texts)]
+    return Pairs(table.rename_columns(dict(zip(part.columns, names, strict=True))), Counter())

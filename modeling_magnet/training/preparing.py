@@ -1,0 +1,263 @@
+"""From a model and datasets in memory to what the trainer works on; and back to a MAGNET model."""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, cast
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from modeling_magnet import MagnetMixin, MagnetSettings, magnet_class_for
+
+from .arguments import ExampleArguments, MagnetTrainingArguments
+from .base import load_base, resolve_start_token, single_token_id
+from .collator import MagnetCollator
+from .columns import FITS, Part, pairs_of, recognize, text_rows
+from .config import MagnetConfig
+from .data import Blocks, MagnetDataset, Pairs
+from .objectives import ObjectivesMixin, objectives_class_for
+from .tables import cut_into_blocks
+
+NEEDS = {
+    "text": ("mntp", "msg", "ntp", "divergence"),
+    "pairs": ("sscl",),
+    "scored": ("cosent",),
+}
+"""The objectives by what they work on."""
+
+
+@dataclasses.dataclass
+class Prepared:
+    """What a trainer works on."""
+
+    model: Any
+    args: MagnetTrainingArguments
+    train_dataset: MagnetDataset
+    eval_dataset: MagnetDataset | None
+    collator: MagnetCollator
+
+
+def prepare(
+    model: Any, args: MagnetConfig, train: Any, held_out: Any, peft_config: PeftConfig | None
+) -> Prepared:
+    """Find the base, put the adapter on, and choose objectives and collator by the columns.
+
+    Args:
+        model: what `load_magnet` takes, `smollm2`, or a model of it.
+        args: of the run.
+        train: a `datasets.Dataset`, or a dict of them.
+        held_out: likewise, to evaluate on; None for none.
+        peft_config: of a new adapter. None trains the model's own adapter, or all weights.
+
+    Raises:
+        TypeError: something is of another kind.
+        ValueError: columns fit no objective or not the weights, a row is unusable, or what is asked
+            for does not fit the model.
+    """
+    parts = recognize(train, "train_dataset")
+    held_out_parts = {} if held_out is None else recognize(held_out, "eval_dataset")
+    kinds = {part.kind for part in parts.values()}
+    check_weights(args, kinds)
+    pairs, held_out_pairs = _pairs(parts, "train_dataset"), _pairs(held_out_parts, "eval_dataset")
+    set_seed(args.seed)
+    model = _as_magnet(model)
+    _settle(model, args, parts)
+    check_lengths(args, model.magnet_settings.max_length, "text" in parts, pairs is not None)
+    mask_token_id = single_token_id(model.tokenizer, args.mask_token, "mask_token")
+    with args.main_process_first(local=False, desc="the data"):
+        blocks, held_out_blocks = _blocks(parts, args, model), _blocks(held_out_parts, args, model)
+    items_a_step = (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
+    per_block = 0 if pairs is None else args.pairs_per_block if blocks is not None else 1
+    items = len(blocks) if blocks is not None else len(pairs or ())
+    args = _with_schedule(args, kinds, math.ceil(args.num_train_epochs * items / items_a_step))
+    length = args.max_steps * items_a_step
+    eval_dataset = None
+    if held_out is not None:
+        eval_dataset = held_out_items(held_out_blocks, held_out_pairs, args.seed)
+    collator = MagnetCollator(
+        tokenizer=model.tokenizer,
+        settings=model.magnet_settings,
+        mask_token_id=mask_token_id,
+        vocab_size=model.config.vocab_size,
+        arguments=args,
+        seed=args.seed,
+        items_a_step=items_a_step,
+    )
+    trained = _in_training(model, peft_config)
+    if args.ever("divergence") and not any(
+        isinstance(m, BaseTunerLayer) for m in trained.modules()
+    ):
+        raise ValueError("divergence is from the model without its adapter: give a peft_config")
+    return Prepared(
+        model=trained,
+        args=args,
+        train_dataset=MagnetDataset(blocks, pairs, length, per_block, args.seed),
+        eval_dataset=eval_dataset,
+        collator=collator,
+    )
+
+
+def check_weights(args: MagnetConfig, kinds: set[str]) -> None:
+    """Raise where the schedule's objectives and the data do not fit each other."""
+    if not args.objective_schedule:
+        return
+    check_one_span(args, args)
+    for kind, objectives in NEEDS.items():
+        for name in objectives:
+            if args.ever(name) and kind not in kinds:
+                raise ValueError(
+                    f"{name} has a weight, and train_dataset has only {' and '.join(sorted(kinds))}: {FITS}"
+                )
+
+
+def check_one_span(example: ExampleArguments, args: MagnetTrainingArguments) -> None:
+    """Raise unless there are blocks that are one span exactly where an objective works on them."""
+    one_span = args.ever("ntp", "divergence")
+    if one_span != (example.all_span_fraction > 0):
+        raise ValueError(
+            f"all_span_fraction is {example.all_span_fraction}, the weights of ntp and divergence are "
+            f"{'not ' if one_span else ''}all 0: blocks that are one span and these weights need "
+            "each other"
+        )
+
+
+def check_lengths(example: ExampleArguments, limit: int, text: bool, pairs: bool) -> None:
+    """Raise where a block, or a sentence of a pair, is longer than what the model reads at once."""
+    lengths = {"block_length": example.block_length if text else 0}
+    lengths["pair_length"] = example.pair_length if pairs else 0
+    for name, length in lengths.items():
+        if length > limit:
+            raise ValueError(
+                f"{name} is {length}, the model's max_length (by its positions or its sliding window) "
+                f"{limit}: lower {name}"
+            )
+    most = example.block_length + example.max_spans * example.max_gap_length
+    if text and example.end_of_span_fraction and most > limit:
+        raise ValueError(
+            f"block_length {example.block_length} and max_spans {example.max_spans} gaps of "
+            f"max_gap_length {example.max_gap_length} are {most} positions, the model has {limit}: "
+            "lower one of them"
+        )
+
+
+def held_out_items(
+    blocks: Blocks | None, pairs: Pairs | None, seed: int, group_size: int = 1
+) -> MagnetDataset:
+    """All blocks and pairs in their order, to evaluate on; the pairs go with the blocks evenly.
+
+    Raises:
+        ValueError: there are fewer pairs than blocks.
+    """
+    length = len(blocks) if blocks is not None else len(pairs or ())
+    if pairs is not None and len(pairs) < length:
+        raise ValueError(
+            f"there are {len(pairs)} pairs for {length} blocks to evaluate on: give more pairs "
+            "(validation_pair_count), or less text (validation_blocks)"
+        )
+    per_block = len(pairs) // length if pairs is not None else 0
+    return MagnetDataset(blocks, pairs, length, per_block, seed, group_size, held_out=True)
+
+
+def _pairs(parts: dict[str, Part], name: str) -> Pairs | None:
+    return pairs_of(parts["pairs"], name) if "pairs" in parts else None
+
+
+def _blocks(parts: dict[str, Part], args: MagnetConfig, model: MagnetMixin) -> Blocks | None:
+    if "text" not in parts:
+        return None
+    settings, tokenizer = model.magnet_settings, cast(PreTrainedTokenizerFast, model.tokenizer)
+    return cut_into_blocks(
+        partial(text_rows, parts["text"]), parts["text"].dataset._fingerprint, args,
+        tokenizer, settings.start_token_id, settings.split_special_tokens,
+    )  # fmt: skip
+
+
+def _with_schedule(args: MagnetConfig, kinds: set[str], steps: int) -> MagnetConfig:
+    """The settings with a schedule: unless one is given, all that the data allows, from first to last."""
+    if args.objective_schedule:
+        return args
+    names = [*(["mntp", "msg"] if "text" in kinds else [])]
+    names += ["ntp"] if args.all_span_fraction and "text" in kinds else []
+    names += [name for kind in ("pairs", "scored") if kind in kinds for name in NEEDS[kind]]
+    phase = {"steps": args.max_steps if args.max_steps > 0 else steps, **dict.fromkeys(names, 1.0)}
+    return dataclasses.replace(args, objective_schedule=[phase])
+
+
+def _as_magnet(model: Any) -> MagnetMixin:
+    if isinstance(model, (str, os.PathLike)):
+        return load_base(str(model))
+    if not isinstance(model, MagnetMixin) or isinstance(model, ObjectivesMixin):
+        raise TypeError(
+            f"model is {type(model).__name__}: give a folder, a Hub id or a model of load_magnet"
+        )
+    return model
+
+
+def _settle(model: MagnetMixin, args: MagnetConfig, parts: dict[str, Part]) -> None:
+    """Note in the config which start token the model has, and how long the texts are that it sees."""
+    settings: MagnetSettings = model.magnet_settings
+    given = getattr(model.config, "magnet", None)
+    if args.start_token != "auto" or (not given and "text" in parts):
+        texts = (
+            [row["text"] for row in islice(text_rows(parts["text"], Counter()), 160)]
+            if (args.start_token == "auto")
+            else []
+        )
+        settings.start_token_id = resolve_start_token(model.eval(), args.start_token, texts)
+    if "text" in parts:
+        settings.trained_length = args.block_length // min(args.cut_blocks)
+    model.config.magnet = settings.to_dict()
+
+
+def _in_training(model: MagnetMixin, peft_config: PeftConfig | None) -> ObjectivesMixin | PeftModel:
+    """The same model in the class that computes the losses, without projection head."""
+    trained: Any = model
+    trained.__class__ = objectives_class_for(type(model))
+    trained.projection = nn.Identity()
+    adapters = model.peft_config if getattr(model, "_hf_peft_config_loaded", False) else {}
+    if peft_config is None:
+        if adapters:
+            kinds = {f"{config.peft_type.value.lower()}_" for config in adapters.values()}
+            for name, weight in trained.named_parameters():
+                weight.requires_grad_(any(kind in name for kind in kinds))
+        return trained
+    if adapters:
+        raise ValueError(
+            "the model has an adapter that is not merged: leave out peft_config to train that one on, or "
+            "merge it (magnet export --to magnet) and give that folder"
+        )
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"peft_config is a {type(peft_config).__name__}, which puts tokens of its own before a text "
+            "that no span map tells of: give one of layers, such as LoraConfig"
+        )
+    return get_peft_model(trained, copy.deepcopy(peft_config))  # which notes the base in it
+
+
+@contextlib.contextmanager
+def as_magnet(model: ObjectivesMixin | PeftModel) -> Iterator[MagnetMixin]:
+    """A model in training as the MAGNET model that it is, for a while; with an adapter unmerged."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    training_class, head = type(inner), inner.projection
+    inner.__class__ = magnet_class_for(inner.config)
+    del inner.projection
+    if isinstance(model, PeftModel):
+        inner.peft_config, inner._hf_peft_config_loaded = model.peft_config, True
+    try:
+        yield inner
+    finally:
+        if isinstance(model, PeftModel):
+            inner._hf_peft_config_loaded = False
+            del inner.peft_config
+        inner.__class__, inner.projection = training_class, head

@@ -1,0 +1,296 @@
+"""`MagnetTrainer` from a notebook: datasets in memory, objectives by their columns, errors that say which."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from peft import LoraConfig
+from sentence_transformers.sentence_transformer import losses
+from tiny import SENTENCES, make_model
+from transformers import LlamaForCausalLM
+
+from modeling_magnet import load_magnet
+from modeling_magnet.training import MagnetConfig, MagnetTrainer
+from modeling_magnet.training.arguments import DataArguments, ModelArguments
+from modeling_magnet.training.card import TEMPLATE
+from modeling_magnet.training.metrics import spearman
+from modeling_magnet.training.objectives import cosent, info_nce
+
+ROOT = Path(__file__).parents[2]
+TEXT = Dataset.from_dict(
+    {"text": [" ".join(SENTENCES[i % 5 :] + SENTENCES[: i % 5]) for i in range(20)] + ["", None]}
+)
+TRIPLETS = Dataset.from_dict(
+    {
+        "anchor": [f"{i} {a}" for i, a in enumerate(SENTENCES)] * 2,
+        "positive": [a.lower() for a in SENTENCES] * 2,
+        "negative_1": [a[::-1] for a in SENTENCES] * 2,
+        "negative_2": [a.upper() for a in SENTENCES] * 2,
+    }
+)
+SCORED = Dataset.from_dict(
+    {
+        "sentence1": SENTENCES * 2,
+        "sentence2": [a[: 10 * i] + a[:9] for i, a in enumerate(SENTENCES * 2)],
+        "score": [i / 9 for i in range(10)],
+    }
+)
+QUIET = {
+    "block_length": 40, "max_span_length": 8, "per_device_train_batch_size": 5, "learning_rate": 5e-3,
+    "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True,
+    "disable_tqdm": True, "max_steps": 4, "lr_scheduler_type": "constant",
+}  # fmt: skip
+LORA = LoraConfig(r=4, target_modules="all-linear")
+
+
+def config(tmp_path, **changes) -> MagnetConfig:
+    return MagnetConfig(output_dir=str(tmp_path / "run"), **(QUIET | changes))
+
+
+def logged(trainer, name) -> list[float]:
+    return [float(line[name]) for line in trainer.state.log_history if name in line]
+
+
+@pytest.mark.parametrize(
+    ("data", "objectives"),
+    [
+        (TEXT, {"mntp", "msg"}),
+        (TRIPLETS, {"sscl"}),
+        (TRIPLETS.select_columns(["anchor", "positive"]), {"sscl"}),
+        (TRIPLETS.rename_columns({"anchor": "question", "positive": "answer"}), {"sscl"}),
+        (TRIPLETS.add_column("id", range(10)), {"sscl"}),
+        (SCORED, {"cosent"}),
+        (SCORED.rename_column("score", "label"), {"cosent"}),
+        ({"wiki": TEXT, "nli": TRIPLETS}, {"mntp", "msg", "sscl"}),
+        ({"wiki": TEXT, "sts": SCORED}, {"mntp", "msg", "cosent"}),
+    ],
+)
+def test_the_columns_choose_the_objectives(data, objectives, tmp_path):
+    args = config(tmp_path, max_steps=1)
+    trainer = MagnetTrainer(make_model(), args, train_dataset=data, peft_config=LORA)
+    trainer.train()
+    names = {"mntp", "msg", "ntp", "sscl", "cosent"}
+    assert {name for name in names if logged(trainer, name)} == objectives
+
+
+@pytest.mark.parametrize("data", [TRIPLETS, SCORED])
+def test_labelled_pairs_are_learned(data, tmp_path):
+    changes = {"per_device_train_batch_size": 10, "other_prompt_fraction": 0, "learning_rate": 1e-3}
+    args = config(tmp_path, max_steps=6, **changes)
+    trainer = MagnetTrainer(make_model(), args, train_dataset=data, peft_config=LORA)
+    trainer.train()
+    first, *_, last = logged(trainer, "loss")
+    assert last < 0.9 * first
+
+
+@pytest.mark.parametrize("peft_config", [LORA, None])
+def test_what_is_saved_loads_as_what_was_trained(peft_config, tmp_path):
+    """An adapter with the base's place, or the whole folder; the caller's model is trained in place."""
+    make_model().save_pretrained(tmp_path / "base")
+    trainer = MagnetTrainer(
+        str(tmp_path / "base"), config(tmp_path), train_dataset=TRIPLETS, peft_config=peft_config
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "mine"))
+    trainer.train()  # saving leaves the model in training
+    trainer.save_model(str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "adapter_config.json").exists() == (peft_config is not None)
+    tuned = load_magnet(tmp_path / "mine")
+    vectors = trainer.model.eval().encode(SENTENCES)
+    np.testing.assert_allclose(tuned.encode(SENTENCES), vectors, atol=1e-5)
+    assert abs(vectors - make_model().encode(SENTENCES)).max() > 0.01
+    assert len(tuned.infill("The", " sat.", span_length=2)) >= 0
+
+
+def test_a_model_s_own_adapter_is_trained_on(tmp_path):
+    """As the released checkpoint is: an adapter on a base, and an adapter on that base again."""
+    make_model().save_pretrained(tmp_path / "base")
+    first = MagnetTrainer(
+        str(tmp_path / "base"), config(tmp_path), train_dataset=TRIPLETS, peft_config=LORA
+    )
+    first.train()
+    first.save_model(str(tmp_path / "first"))
+    second = MagnetTrainer(str(tmp_path / "first"), config(tmp_path), train_dataset=TRIPLETS)
+    trained = {name for name, weight in second.model.named_parameters() if weight.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    second.train()
+    second.save_model(str(tmp_path / "second"))
+    assert not list((tmp_path / "second").glob("model*.safetensors"))
+    one, two = (load_magnet(tmp_path / name) for name in ("first", "second"))
+    vectors = second.model.eval().encode(SENTENCES)
+    np.testing.assert_allclose(two.encode(SENTENCES), vectors, atol=1e-5)
+    assert abs(vectors - one.encode(SENTENCES)).max() > 0.01
+    with pytest.raises(ValueError, match="leave out peft_config to train that one on, or merge it"):
+        MagnetTrainer(one, config(tmp_path), train_dataset=TRIPLETS, peft_config=LORA)
+
+
+def test_a_plain_base_gets_a_start_token_that_is_measured_on_the_text(tmp_path):
+    base = make_model()
+    plain = LlamaForCausalLM(base.config)
+    plain.load_state_dict(base.state_dict())
+    plain.save_pretrained(tmp_path / "plain")
+    base.tokenizer.save_pretrained(tmp_path / "plain")
+    trainer = MagnetTrainer(str(tmp_path / "plain"), config(tmp_path), train_dataset=TEXT)
+    assert trainer.model.config.magnet["trained_length"] == 40
+    assert trainer.model.config.magnet["start_token_id"] in (None, 0, 1, 2)
+    named = MagnetTrainer(
+        str(tmp_path / "plain"), config(tmp_path, start_token="</s>"), train_dataset=TRIPLETS
+    )
+    assert named.model.config.magnet["start_token_id"] == 1
+    assert named.model.config.magnet["trained_length"] is None
+
+
+def test_epochs_count_pairs_and_blocks(tmp_path):
+    args = config(tmp_path, max_steps=-1, num_train_epochs=2)
+    trainer = MagnetTrainer(make_model(), args, train_dataset=TRIPLETS)
+    assert trainer.args.max_steps == 4 and len(trainer.train_dataset) == 20  # 2 x 10 pairs by 5
+    assert {trainer.train_dataset[i].pairs[0] for i in range(10)} == {
+        tuple(row.values()) for row in TRIPLETS
+    }
+
+
+def test_what_is_held_out_is_measured(tmp_path):
+    held_out = {"a": TEXT, "b": SCORED.select(range(10)).repeat(10)}
+    args = config(tmp_path, per_device_eval_batch_size=4)
+    trainer = MagnetTrainer(make_model(), args, train_dataset=SCORED, eval_dataset=held_out)
+    found = trainer.evaluate()
+    one, two = (
+        trainer.model.encode(SCORED[name][:], normalize_embeddings=True)
+        for name in ("sentence1", "sentence2")
+    )
+    expected = spearman((one * two).sum(1), np.array(SCORED["score"][:]))
+    assert found["eval_span_perplexity"] > 1
+    assert found["eval_pair_spearman"] == pytest.approx(expected, abs=0.05)  # of the pairs that fit
+
+
+def test_the_wheel_holds_every_package_and_no_default_is_a_path_of_the_checkout():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^packages = (\[.+\])$", text, re.MULTILINE)[1]
+    folders = {path.parent for path in (ROOT / "modeling_magnet").rglob("__init__.py")}
+    assert set(json.loads(listed)) == {
+        ".".join(folder.relative_to(ROOT).parts) for folder in folders
+    }
+    card = TEMPLATE.relative_to(ROOT / "modeling_magnet" / "training")
+    assert f'package-data = {{ "modeling_magnet.training" = ["{card}"] }}' in text
+    for part in (ModelArguments(), DataArguments(), MagnetConfig(report_to="none")):
+        strings = str(vars(part))
+        assert not re.findall(r"examples/|checkpoints/|training/", strings)
+
+
+def test_spearman_is_scipy_s():
+    stats = pytest.importorskip("scipy.stats")
+    one, two = np.array([3.0, 1, 2, 2, 5]), np.array([0.1, 0.1, 0.4, 0.3, 0.9])
+    assert spearman(one, two) == pytest.approx(stats.spearmanr(one, two).statistic)
+
+
+# The losses, against those of sentence-transformers on the same vectors.
+
+
+class Vectors(torch.nn.Module):
+    """Stands for a SentenceTransformer whose features are the vectors already."""
+
+    def forward(self, features):
+        return {"sentence_embedding": features["vectors"]}
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 3])
+def test_contrastive_is_multiple_negatives_ranking(negatives):
+    torch.manual_seed(0)
+    views = torch.randn(2 + negatives, 6, 8, requires_grad=True)  # (views, pairs, hidden)
+    ours = info_nce(views[0], views[1:].flatten(0, 1), temperature=0.05)
+    (gradient,) = torch.autograd.grad(ours, views)
+    theirs = losses.MultipleNegativesRankingLoss(Vectors(), scale=20.0)
+    expected = theirs([{"vectors": view} for view in views], None)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, views)[0])
+
+
+def test_cosent_is_cosent():
+    torch.manual_seed(0)
+    views = torch.randn(2, 7, 8, requires_grad=True)
+    scores = torch.tensor([0.1, 0.9, 0.5, 0.5, 0.0, 1.0, 0.3])
+    ours = cosent(views, scores, temperature=0.05)
+    (gradient,) = torch.autograd.grad(ours, views)
+    expected = losses.CoSENTLoss(Vectors(), scale=20.0)([{"vectors": v} for v in views], scores)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, views)[0])
+    assert cosent(views, torch.ones(7), 0.05) == 0
+
+
+@pytest.mark.parametrize("data", [TRIPLETS, SCORED, {"a": TEXT, "b": TRIPLETS}])
+def test_a_chunked_batch_has_the_loss_and_the_parameters_of_the_whole(data, tmp_path):
+    results = []
+    for chunk in (0, 3):
+        changes = {"pair_chunk": chunk, "optim": "sgd", "learning_rate": 0.1, "max_steps": 2}
+        trainer = MagnetTrainer(
+            make_model(), config(tmp_path, **changes), train_dataset=data, peft_config=LORA
+        )
+        trainer.train()
+        weights = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        results.append((logged(trainer, "loss"), weights))
+    (whole, weights), (chunked, others) = results
+    assert chunked == pytest.approx(whole, abs=1e-4)
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=0)
+
+
+# Bad input.
+
+CLASSES = Dataset.from_dict(
+    {"premise": ["a"], "hypothesis": ["b"], "label": [1]},
+    features=Features(
+        {"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(3)}
+    ),
+)
+
+
+def changed(data: Dataset, column: str, row: int, value) -> Dataset:
+    values = list(data[column])
+    values[row] = value
+    return data.remove_columns(column).add_column(column, values).select_columns(data.column_names)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (CLASSES, r"premise \(string\).*label \(ClassLabel\), which fit no objective: give `text`"),
+        (Dataset.from_dict({"tokens": [[1]]}), r"tokens \(List\), which fit no objective"),
+        (Dataset.from_dict({"anchor": ["a"]}), r"anchor \(string\), which fit no .*CoSENT"),
+        (TRIPLETS.rename_column("anchor", "doc_id"), "doc_id .*fit no objective"),
+        ({"a": TEXT, "b": TEXT}, "train_dataset has two datasets of text"),
+        ({"a": TRIPLETS, "b": SCORED}, "two datasets of pairs"),
+        ({}, "train_dataset holds no dataset: give `text`"),
+        (
+            changed(TRIPLETS, "negative_2", 3, TRIPLETS["positive"][3]),
+            "row 3 of train_dataset: negative_2 is the same as positive .*dataset.filter",
+        ),
+        (changed(TRIPLETS, "negative_1", 4, ""), "row 4 of train_dataset: negative_1 blank"),
+        (changed(SCORED, "score", 2, 4.2), "score in row 2 of train_dataset is 4.2: .* 0 to 1"),
+        (changed(SCORED, "score", 2, float("nan")), "is nan: give numbers from 0 to 1"),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        MagnetTrainer("no/model", config(tmp_path), train_dataset=data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"train_dataset": [{"text": "a"}]}, TypeError, "train_dataset is list: give a datasets"),
+        ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is Linear: give a folder, a Hub id"),
+        ({"objective_schedule": [{"steps": 1, "mntp": 1}]}, ValueError, "mntp has a weight, and"),
+        ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, ValueError, "cosent .*only pairs"),
+        ({"pair_length": 999}, ValueError, "pair_length is 999"),
+        ({"data_collator": print}, ValueError, "data_collator is chosen by the columns"),
+    ],
+)
+def test_bad_arguments(arguments, error, message, tmp_path):
+    own = {"model": make_model(), "train_dataset": TRIPLETS}
+    own |= {name: arguments.pop(name) for name in (*own, "data_collator") if name in arguments}
+    with pytest.raises(error, match=message):
+        MagnetTrainer(args=config(tmp_path, **arguments), **own)
