@@ -158,6 +158,14 @@ class SavingMixin(CheckpointMixin):
         unknown = set(kwargs) - set(HUB_ARGUMENTS)
         if unknown:
             raise TypeError(f"unknown arguments {sorted(unknown)}; known are {HUB_ARGUMENTS}")
+        for name in self._bases_of_adapters():
+            if os.path.isdir(name):
+                warnings.warn(
+                    f"the adapter's base is the folder {name}, which only this machine has: push the base "
+                    "and name it in adapter_config.json, or push the merged model (magnet export --to "
+                    "magnet)",
+                    stacklevel=2,
+                )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / repo_id.split("/")[-1]
             self.save_pretrained(path, max_shard_size=max_shard_size)
@@ -189,6 +197,10 @@ class SavingMixin(CheckpointMixin):
             delete_patterns=[p for pattern in stale for p in _with_content(pattern)],
             **kwargs,
         )
+
+    def _bases_of_adapters(self) -> list[str]:
+        configs = self.peft_config.values() if self._saves_an_adapter else ()
+        return [config.base_model_name_or_path or "" for config in configs]
 
     @property
     def _saves_an_adapter(self) -> bool:

@@ -170,12 +170,14 @@ print(json.dumps({
 """
 
 ADAPTER = """
-import json, sys
+import json, sys, warnings
 sys.path[:0] = sys.argv[1:3]
 import torch
 from peft import LoraConfig
 from tiny import SENTENCES, make_model
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
+from modeling_magnet.cli import app
+from typer.testing import CliRunner
 
 make_model().push_to_hub("me/base")
 base = MagnetLlamaForCausalLM.from_pretrained("me/base").eval()
@@ -187,9 +189,15 @@ adapted.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights
 adapted.eval().config.magnet = {"default_prompt_name": "STS", "start_token_id": 5}
 commit = adapted.push_to_hub("me/adapter").oid
 loaded = load_magnet("me/adapter", revision=commit)
+pushed = CliRunner().invoke(app, ["push", "me/adapter", "me/by-command", "--private"])
+again = load_magnet("me/by-command")
+adapted.peft_config["default"].base_model_name_or_path = sys.argv[2]
+with warnings.catch_warnings(record=True) as said:
+    adapted.push_to_hub("me/adapter")
 with loaded.without_adapter():
     same = torch.equal(loaded(input_ids=ids).logits, logits)
-print(json.dumps({"vectors": [model.encode(SENTENCES[0]).tolist() for model in (loaded, adapted)],
+print(json.dumps({"vectors": [model.encode(SENTENCES[0]).tolist() for model in (loaded, adapted, again)],
+                  "url": pushed.output, "said": [str(warning.message) for warning in said],
                   "prompt": loaded.magnet_settings.default_prompt_name, "same": same}))
 """
 
@@ -203,8 +211,14 @@ def test_an_adapter_loads_from_the_hub_with_its_settings(tmp_path):
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    np.testing.assert_allclose(*result["vectors"], atol=1e-6)
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert hub.repositories["me/by-command"].private
+        assert "adapter_model.safetensors" in hub.files("me/by-command")
+        assert not {"model.safetensors"} & hub.files("me/by-command").keys()
+    vectors = result["vectors"]
+    np.testing.assert_allclose(vectors, [vectors[0]] * 3, atol=1e-6)
+    assert "me/by-command/commit/" in result["url"]
+    assert "which only this machine has: push the base" in result["said"][0]
     assert result["prompt"] == "STS" and result["same"]
 
 

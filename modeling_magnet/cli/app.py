@@ -53,6 +53,7 @@ def main(
     magnet generate MODEL "Once upon a time"          what comes next
     magnet serve MODEL                                all three over HTTP
     magnet export MODEL out --to plain                a copy for other tools
+    magnet push MODEL user/name                       to the Hub
 
     \b
     MODEL is a folder, a Hub id, a folder with a LoRA adapter, or a GGUF file that a
@@ -436,12 +437,13 @@ def export(
         Path,
         typer.Argument(help="What to write: a new folder, made if need be; of gguf a new file."),
     ],
-    to: Annotated[str, typer.Option(help="plain, encoder, onnx or gguf.")],
+    to: Annotated[str, typer.Option(help="magnet, plain, encoder, onnx or gguf.")],
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Write a copy that other tools open without MAGNET's code. An adapter is merged.
+    """Write a copy with its adapter merged; all but `magnet` are opened without MAGNET's code.
 
     \b
+    magnet export MODEL out --to magnet    for MAGNET again: the whole folder of an adapter
     magnet export MODEL out --to plain     for transformers, vLLM, TGI: generates
     magnet export MODEL out.gguf --to gguf for llama.cpp: generates
     magnet export MODEL out --to encoder   for AutoModel and sentence-transformers: encodes
@@ -464,6 +466,32 @@ def export(
     files = [out] if out.is_file() else out.rglob("*")
     size = sum(path.stat().st_size for path in files) / 1e6
     typer.echo(f"wrote {out}, {size:.1f} MB", err=True)
+
+
+@app.command(cls=Command)
+def push(
+    model: options.Model,
+    repo_id: Annotated[str, typer.Argument(help="user/name on the Hub, made if need be.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make it private, if it is new.")
+    ] = False,
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Upload a model to the Hub: a whole folder, or an adapter alone, with its settings and its code.
+
+    \b
+    magnet push outputs/mine/model me/magnet-mine --private
+    magnet push outputs/mine/adapter me/magnet-mine
+
+    What would be read with the new files is deleted there in the same commit; a model card that is there
+    stays. The token is that of `hf auth login`, or HF_TOKEN. Whoever loads an adapter needs its base, as
+    its adapter_config.json names it.
+    """
+    checking.check_repo_id(repo_id)
+
+    from .loading import load_model
+
+    typer.echo(load_model(model, "cpu", dtype).push_to_hub(repo_id, private=private or None))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ FORMATS = ("npy", "parquet", "jsonl")
 
 VECTOR_FILES = tuple(f".{name}" for name in FORMATS)
 
-EXPORTS = ("plain", "encoder", "onnx", "gguf")
+EXPORTS = ("magnet", "plain", "encoder", "onnx", "gguf")
 """What `--to` can name."""
 
 EXPORTED_FILES = {"gguf": ".gguf"}
@@ -182,3 +182,13 @@ def is_file_of_vectors(output: str) -> bool:
 def _either(endings: Sequence[str]) -> str:
     *others, last = endings
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise unless a text can be the id of a repository on the Hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no id of the Hub: give one such as user/name") from error

@@ -1,4 +1,4 @@
-"""`magnet export`: copies of a model that other tools open without MAGNET's code."""
+"""`magnet export`: an adapter merged into a whole folder, and copies that other tools open without MAGNET's code."""
 
 import copy
 import json
@@ -36,6 +36,8 @@ def export(model: Any, to: str, out: Path) -> None:
         gguf_file.check(model)
     merge_adapter(model)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if to == "magnet":  # writes aside by itself, with a card that names the folder
+        return EXPORTS[to](model, out)
     with written_aside(out) as aside:
         EXPORTS[to](model, aside)
 
@@ -59,6 +61,11 @@ def merge_adapter(model: Any) -> None:
             model.set_submodule(name, module.get_base_layer())
     model._hf_peft_config_loaded = False
     del model.peft_config
+
+
+def export_magnet(model: Any, folder: Path) -> None:
+    """The MAGNET folder, with whole weights."""
+    model.save_pretrained(folder)
 
 
 def export_plain(model: Any, folder: Path) -> None:
@@ -96,6 +103,7 @@ def export_gguf(model: Any, file: Path) -> None:
 
 
 EXPORTS: dict[str, Callable[[Any, Path], None]] = {
+    "magnet": export_magnet,
     "plain": export_plain,
     "encoder": export_encoder,
     "onnx": export_onnx,

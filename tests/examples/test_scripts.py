@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import make_model
 
-from examples import adapt, ner_probe, story
+from examples import adapt, fine_tune, ner_probe, story
+from modeling_magnet import load_magnet
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,32 @@ def test_story(folder, capsys):
     with pytest.raises(SystemExit):
         story.main(["No blank."])
     assert "the story has no blank" in capsys.readouterr().err
+
+
+def test_fine_tune(tmp_path, capsys):
+    make_model(max_position_embeddings=2048).save_pretrained(tmp_path / "tiny")
+    triplets = tmp_path / "triplets.jsonl"
+    rows = [{name: f"{name} {i}" for name in ("anchor", "positive", "negative")} for i in range(4)]
+    triplets.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = [
+        "--model",
+        str(tmp_path / "tiny"),
+        "--count",
+        "2",
+        "--steps",
+        "1",
+        "--batch-size",
+        "1",
+    ]
+    output = tmp_path / "out"
+    fine_tune.main([*common, "--triplets", str(triplets), "--output", str(output)])
+    printed = capsys.readouterr().out
+    figures = dict(re.findall(r"^(.+?) {2,}([\d.-]+ +[\d.-]+)$", printed, re.MULTILINE))
+    assert "sentence similarity, Spearman x 100" in figures and len(figures) == 3
+    assert len({*figures["infilling perplexity, both sides seen"].split()}) == 2  # it was trained
+    assert (output / "model" / "config.json").exists()
+    made = fine_tune.sample(load_magnet(output / "model"))
+    assert len(made) > 2000 and all(row["negative"] != row["positive"] for row in made)
 
 
 def test_adapt(folder, tmp_path, capsys):
