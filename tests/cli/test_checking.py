@@ -80,7 +80,7 @@ FAULTS = {
     "generate MODEL a --seed -1": "--seed is -1: give 0 to 4294967295",
     "generate MODEL a --max-new-tokens 0": "--max-new-tokens is 0: give 1 or more",
     "generate MODEL a -o a.txt": "JSON lines go into a file that ends in .jsonl",
-    "export MODEL out --to tflite": "--to is 'tflite': give one of plain, encoder, onnx, gguf",
+    "export MODEL out --to tflite": "--to is 'tflite': give one of magnet, plain, encoder, onnx, gguf",
     "export MODEL full --to plain": "full exists and is not empty: give a new folder",
     "export MODEL a.txt --to plain": "a.txt exists and is not empty: give a new folder",
     "export MODEL out --to gguf": "--to gguf writes a file: give a name that ends in .gguf",
