@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer
 
 from .arguments import OBJECTIVES, MagnetTrainingArguments
@@ -213,6 +213,15 @@ class MagnetTrainer(Trainer):
             model.save_pretrained(
                 output_dir or str(self.args.output_dir), is_main_process=self.args.should_save
             )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """The Trainer's, which looks for whole weights where a model has brought its own adapter."""
+        own: Any = self.accelerator.unwrap_model(model or self.model)
+        if isinstance(own, PeftModel) or not getattr(own, "_hf_peft_config_loaded", False):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        weights = load_peft_weights(resume_from_checkpoint, device="cpu")
+        weights = {name.removeprefix("base_model.model."): w for name, w in weights.items()}
+        set_peft_model_state_dict(own, weights, own.active_adapters()[0])
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from peft import LoraConfig
 from sentence_transformers.sentence_transformer import losses
+from test_model import add_lora
 from tiny import SENTENCES, make_model
 from transformers import LlamaForCausalLM
 
@@ -126,6 +128,26 @@ def test_a_model_s_own_adapter_is_trained_on(tmp_path):
     assert abs(vectors - one.encode(SENTENCES)).max() > 0.01
     with pytest.raises(ValueError, match="leave out peft_config to train that one on, or merge it"):
         MagnetTrainer(one, config(tmp_path), train_dataset=TRIPLETS, peft_config=LORA)
+
+
+@pytest.mark.parametrize("kind", ["new adapter", "own adapter", "all weights"])
+def test_a_run_resumes_to_the_same_weights(kind, tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    if kind == "own adapter":
+        add_lora(load_magnet(tmp_path / "model")).save_pretrained(tmp_path / "adapter")
+    place = str(tmp_path / ("adapter" if kind == "own adapter" else "model"))
+
+    def trainer():
+        args = config(tmp_path, save_strategy="steps", save_steps=2)
+        peft_config = LORA if kind == "new adapter" else None
+        return MagnetTrainer(place, args, train_dataset=TRIPLETS, peft_config=peft_config)
+
+    whole, resumed = trainer(), trainer()
+    whole.train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    resumed.train(resume_from_checkpoint=True)
+    for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_a_plain_base_gets_a_start_token_that_is_measured_on_the_text(tmp_path):
