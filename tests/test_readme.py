@@ -6,7 +6,7 @@ import pytest
 import torch
 from documents import ROOT, check_command, commands, run_blocks
 
-from modeling_magnet import MagnetMixin
+from modeling_magnet import MagnetMixin, load_magnet
 from modeling_magnet.encoding import EncodingMixin
 from modeling_magnet.infilling import InfillingMixin
 
@@ -22,14 +22,15 @@ def test_the_python_blocks_run_in_order(base_model, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     for name in ("base", "model"):
         base_model.save_pretrained(f"outputs/quickstart/{name}")
-    with serving_here(base_model, "model") as address:
+    released = load_magnet(ROOT / "checkpoints" / "magnet-smollm2-135m").eval()
+    with serving_here(released, "magnet-smollm2-135m") as address:
         namespace = run_blocks(README, server=address)
     assert namespace["vectors"].shape == (3, 576)
-    assert namespace["best"] == {"corpus_id": 1, "score": pytest.approx(0.517, abs=1e-3)}
-    assert namespace["middles"] == ["100 degrees"]
+    assert namespace["best"] == {"corpus_id": 1, "score": pytest.approx(0.712, abs=1e-3)}
+    assert namespace["middles"] == ["Warsaw, Poland,"]
     assert namespace["text"] == "The capital of France is Paris."
     assert namespace["difference"] < 1e-4
-    assert len(namespace["answer"].data) == 2 and namespace["filled"].choices[0].text
+    assert len(namespace["answer"].data) == 2 and namespace["filled"].choices[0].text == " envelope"
 
 
 def test_the_docstrings_examples_are_true(base_model):

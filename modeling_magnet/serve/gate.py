@@ -56,7 +56,7 @@ class Gate:
         if refusal is None:
             try:
                 body = await asyncio.wait_for(self._body(receive), SECONDS)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 refusal = error(408, f"the body did not arrive within {SECONDS} s",
                                 connection="close")  # fmt: skip
             except ValueError as fault:
