@@ -62,7 +62,7 @@ class Jobs:
         return self._timed(begin, clock.times[1:], output.sequences)
 
     def generate(self, before, behind, length: int) -> Answer:
-        """`model.generate` behind a prompt of as many tokens."""
+        """`model.generate` after a prompt of as many tokens."""
         clock = Clock(self.device)
         ids = [self.start + b + s for b, s in zip(before, behind, strict=True)]
         prompt = torch.tensor(ids, device=self.device)

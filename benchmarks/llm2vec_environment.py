@@ -13,7 +13,7 @@ REQUIREMENTS = Path(__file__).with_name("llm2vec.txt")
 def build_environment(folder: Path) -> str:
     """The interpreter of an environment with `llm2vec.txt`, made where it is not there.
 
-    It sees the packages of this environment behind its own, so torch, numpy and their kind are the
+    It sees the packages of this environment after its own, so torch, numpy and their kind are the
     same, and only the few that must be old are installed.
 
     Raises:

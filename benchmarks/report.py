@@ -56,7 +56,7 @@ class Row:
             label: of the row.
             ours, other: a figure of each round, in turns.
             aim: for the ratio.
-            more: shown behind the medians.
+            more: shown after the medians.
         """
         medians = statistics.median(ours), statistics.median(other)
         ratios = [a / b for a, b in zip(ours, other, strict=True)]

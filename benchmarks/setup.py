@@ -144,7 +144,7 @@ class Setup:
         return 1e-4 if self.dtype == "float32" else 2e-2
 
     def before_and_after(self) -> dict[str, str]:
-        """What `encode` puts before and behind a sentence, as text."""
+        """What `encode` puts before and after a sentence, as text."""
         config = json.loads((self.model / "config.json").read_text(encoding="utf-8"))
         settings = MagnetSettings(**config["magnet"])
         start = settings.start_token_id if settings.start_in_encode else None

@@ -68,7 +68,7 @@ def main(command_line: list[str] | None = None) -> int:
         "--configs",
         nargs="+",
         required=True,
-        help="of training: the ablation's comes behind the first",
+        help="of training: the ablation's comes after the first",
     )
     parser.add_argument(
         "--ablations", nargs="+", choices=names, default=list(TABLE_7), help="what to run"

@@ -2,7 +2,7 @@
 
 "Fine-tuning LLaMA-2-7B with Magnet increases the test set perplexity (PPL) on Wikitext-103 from 6.4 to
 7.6." The paper does not say how it cut the text. Here it is joined by line breaks, without headings, and
-cut into blocks that do not overlap, each behind the start token; all tokens but the start token are
+cut into blocks that do not overlap, each after the start token; all tokens but the start token are
 scored, none twice. The figure is per token, so it compares models of one tokenizer only.
 """
 
@@ -19,7 +19,7 @@ from .views import Row, token_losses
 def blocks_of(
     path: str | Path, model, length: int = 512, limit: int | None = None, seed: int = 0
 ) -> list[list[int]]:
-    """Token ids of blocks of a text, each behind the model's start token.
+    """Token ids of blocks of a text, each after the model's start token.
 
     Args:
         path: as for `read_paragraphs`.

@@ -28,7 +28,7 @@ from .figures import Figure
 TITLES = {"mmlu": "MMLU", "arc_easy": "ARC-easy", "piqa": "PIQA"}
 FOLDERS = ("arc", "mmlu/default", "piqa")  # lm-eval takes up to 20 s to index all of its tasks
 METRICS = {"acc": "", "acc_norm": ", length-normalised"}
-"""What lm-eval calls an accuracy, and what stands behind the name of its figure."""
+"""What lm-eval calls an accuracy, and what stands after the name of its figure."""
 
 
 def measure_choices(
@@ -54,7 +54,7 @@ def measure_choices(
         shots: solved examples before each question; 5 in the MMLU numbers of Llama 2 (Table 6).
 
     Returns:
-        For each source the accuracy, named as in `TITLES`, or like the task or the file; behind it
+        For each source the accuracy, named as in `TITLES`, or like the task or the file; after it
         the length-normalised one, where lm-eval scores the task so. A group of tasks, such as MMLU,
         has a figure over all its questions, and one for each group in it.
 

@@ -120,7 +120,7 @@ def table(columns: dict[str, dict[str, Figure]], digits: int = 2) -> str:
 
     Args:
         columns: each column's name and its figures; one that lacks a figure shows `-`.
-        digits: behind the point.
+        digits: after the point.
     """
     rows = list(dict.fromkeys(name for figures in columns.values() for name in figures))
     lines = [f"| | {' | '.join(columns)} | n |", "|---" * (len(columns) + 2) + "|"]

@@ -8,7 +8,7 @@ we mask up to three spans with lengths ranging from 8 to 32 tokens. Following Do
 we compute PPL only for the tokens comprising the original masked out spans." The same span tokens
 are scored in the four views of `evaluation.views`.
 
-A text is tokenised once, as running text, behind the model's start token. So a span begins and ends
+A text is tokenised once, as running text, after the model's start token. So a span begins and ends
 on a token border of that text, and all views score the same tokens. The space between two sentences
 is part of the second one's first token, as tokenizers have it, and so is scored with it.
 """
@@ -142,7 +142,7 @@ def _span_places(example: Example, number: int) -> list[list[int]]:
     places = [np.flatnonzero(spans == k).tolist() for k in range(1, spans.max() + 1)]
     if not places or not all(places) or places[0][0] == 0:
         raise ValueError(
-            f"example {number} has the span map {example.span_ids}: give spans 1, 2, ... behind at "
+            f"example {number} has the span map {example.span_ids}: give spans 1, 2, ... after at "
             "least one token"
         )
     return places

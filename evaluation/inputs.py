@@ -156,7 +156,7 @@ def centred_examples(
 def tokenize_rows(
     texts: list[str], model, shortest: int = 48, longest: int = 192, count: int = 64
 ) -> list[list[int]]:
-    """The first `count` texts of a fitting length, as token ids behind the model's start token.
+    """The first `count` texts of a fitting length, as token ids after the model's start token.
 
     Args:
         texts: paragraphs.
@@ -184,7 +184,7 @@ def draw_spans(lengths: list[int], seed: int) -> list[list[int]]:
         seed: of the draw.
 
     Returns:
-        A span map for each text, with context before, between and behind the spans. A text has as
+        A span map for each text, with context before, between and after the spans. A text has as
         many spans as leave each at least as much context as it may take.
     """
     generator = np.random.default_rng(seed)

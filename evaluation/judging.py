@@ -20,7 +20,7 @@ Gap = tuple[Sequence[str], int]
 
 
 class Parts(NamedTuple):
-    """The text before the missing sentence, itself, and the text behind it."""
+    """The text before the missing sentence, itself, and the text after it."""
 
     left: str
     missing: str

@@ -155,7 +155,7 @@ def compare(
 
     Returns:
         By method its figures: those of `judge_infillings`, and `tokens` (written, of those missing,
-        in %), `length error` (tokens, absolute, a mean), `seam perplexity` (of the suffix's first tokens behind what was written) and `seconds`
+        in %), `length error` (tokens, absolute, a mean), `seam perplexity` (of the suffix's first tokens after what was written) and `seconds`
         a text; `reference` is the sentence that is missing. And by method what was written.
     """
     pairs = checked(stories, gaps)
@@ -192,7 +192,7 @@ def compare(
 
 
 def _seams(judge, pairs, texts: Sequence[str], batch_size: int, seed: int) -> Figure:
-    """Perplexity of the suffix's first tokens behind the prefix and what was written."""
+    """Perplexity of the suffix's first tokens after the prefix and what was written."""
     start = judge.magnet_settings.start_token_id
     rows = []
     for pair, text in zip(pairs, texts, strict=True):

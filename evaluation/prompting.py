@@ -8,14 +8,14 @@ One of the middle sentences of a five-sentence story is missing. `METHODS` are t
 - `guessed`: the same without a length, as a user calls it.
 - `left_only`: plain continuation of the sentences before it.
 - `blank`, `contextual`, `prefix_suffix`, `line_by_line`: the zero-shot prompts of Appendix B.1.
-- `five_shot`: the line-by-line prompt behind five solved ones (Appendix B.2).
+- `five_shot`: the line-by-line prompt after five solved ones (Appendix B.2).
 
 All are greedy. An instruct model too reads the prompts as plain text, without its chat template, as
-in the paper. The prompts are the paper's, word for word, except that no full stop is put behind
+in the paper. The prompts are the paper's, word for word, except that no full stop is put after
 `<text>`, `<past-context>`, `<future-context>` and `Middle:`: the sentences have their own.
 
-A gap is filled as `infill` does it, up to its last token. What is written behind the left context or
-a prompt is cut to its first sentence, by the rule of `evaluation.repetition`; behind a prompt, quotes
+A gap is filled as `infill` does it, up to its last token. What is written after the left context or
+a prompt is cut to its first sentence, by the rule of `evaluation.repetition`; after a prompt, quotes
 around the whole of it fall away.
 """
 
@@ -55,7 +55,7 @@ INFILLED = ("both_sides", "guessed")
 METHODS = (*INFILLED, *PROMPTS)
 SHOTS = 5
 NEW_TOKENS = 40
-"""The most that is written behind a prompt: about twice the longest sentence of 1000 ROC Stories."""
+"""The most that is written after a prompt: about twice the longest sentence of 1000 ROC Stories."""
 
 IN_QUOTES = re.compile(r"[\"“]([^\"“”]*)[\"”]*\.?")
 
@@ -106,7 +106,7 @@ def write_infillings(
         gaps: the number of the missing sentence of each, 1 to 5.
         methods: some of `METHODS`.
         examples: five solved stories, for `five_shot`.
-        new_tokens: the most to write behind a prompt; `both_sides` fills its gap instead.
+        new_tokens: the most to write after a prompt; `both_sides` fills its gap instead.
         batch_size: prompts in a batch; those of a batch are of similar length.
         progress: show bars.
 
@@ -219,7 +219,7 @@ def measure_prompting(
 
     Returns:
         The figures of `judge_infillings`, and the infillings: of each story its number in the file
-        (`story`, from 1), the number of the missing sentence (`gap`), the text before and behind it
+        (`story`, from 1), the number of the missing sentence (`gap`), the text before and after it
         (`left`, `right`), itself (`reference`), and by method what was written (`infillings`).
 
     Raises:

@@ -12,8 +12,8 @@ text based on these prefixes", greedily. The paper leaves open what follows; her
 
 - Each figure is of one continuation, without its prompt, and the mean over continuations is reported.
 - A sentence ends at `.`, `!` or `?`, with closing quotes and brackets, before white space, and at a
-  line break. A stop behind a single capital letter or a title (`J.`, `Mr.`) ends none. What stands
-  behind the last end is a sentence too. Sentences are the same if their words are, case included.
+  line break. A stop after a single capital letter or a title (`J.`, `Mr.`) ends none. What stands
+  after the last end is a sentence too. Sentences are the same if their words are, case included.
 - Words are what white space separates, so that models of different vocabularies compare.
 - A text without sentences, or with fewer than n words, repeats nothing: 0.
 """
@@ -99,7 +99,7 @@ def _repeated(items: Sequence) -> float:
 
 
 class Continuation(NamedTuple):
-    """A prompt, what the model wrote behind it, and what stands there in the text."""
+    """A prompt, what the model wrote after it, and what stands there in the text."""
 
     prompt: str
     written: str
@@ -122,7 +122,7 @@ def continuations(
         texts: running text.
         prompt_tokens: how many tokens of a text are its prompt, for all or one each.
         new_tokens: the most to write, and to take of the original. A continuation ends earlier at an
-            end token, or at the start token: what stands behind that is another document.
+            end token, or at the start token: what stands after that is another document.
         batch_size: prompts in a batch; those of a batch are of similar length.
         progress: show a bar.
 
@@ -214,7 +214,7 @@ def measure_repetition(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Figure]:
-    """Repetition in what a model writes behind the beginnings of texts, and in the texts themselves.
+    """Repetition in what a model writes after the beginnings of texts, and in the texts themselves.
 
     Args:
         model: as in `continuations`.

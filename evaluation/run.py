@@ -41,7 +41,7 @@ def parse(command_line: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
-        command_line: the words behind the command's name. Default: those of this process.
+        command_line: the words after the command's name. Default: those of this process.
 
     Returns:
         The options, an attribute each.
@@ -278,7 +278,7 @@ def main(command_line: list[str] | None = None) -> int:
     """The command.
 
     Args:
-        command_line: the words behind its name. Default: those of this process.
+        command_line: the words after its name. Default: those of this process.
 
     Returns:
         The exit status: 0; 1 where a task failed; 2 where data or models do not fit.

@@ -20,7 +20,7 @@ from .writing import output_file, write_text
 
 
 def samples(model, stories: Sequence[Sequence[str]], seed: int = 0, progress: bool = True) -> str:
-    """A Markdown list of the stories: what was written in bold, what is missing behind it.
+    """A Markdown list of the stories: what was written in bold, what is missing after it.
 
     Args:
         model: a MAGNET model.

@@ -51,7 +51,7 @@ class Subject(Protocol):
     model: MagnetMixin | None  # where the subject is a language model
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
-        """Return a vector a sentence: (sentences, hidden).
+        """Return one vector per sentence: (sentences, hidden).
 
         Args:
             sentences: texts.
@@ -188,7 +188,7 @@ class _TokenSubject:
     network: Any
     tokenizer: Any
     limit: int  # of tokens in a row
-    template = ""  # stands before a text, behind the prompt
+    template = ""  # stands before a text, after the prompt
     default_prompt = ""
     start: Sequence[int] = ()
     end: Sequence[int] = ()

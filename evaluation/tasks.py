@@ -223,7 +223,7 @@ def _causal(subject: Subject, context: Context, text: list[str]) -> Result:
 
 
 def _choices(subject: Subject, context: Context, sources: list[str]) -> Result:
-    """MMLU behind five solved examples, which gives LLaMA-2-7B the 45.3 of Table 6; others behind none."""
+    """MMLU after five solved examples, which gives LLaMA-2-7B the 45.3 of Table 6; others after none."""
     figures: dict[str, Figure] = {}
     for source in sources:
         shots = 5 if source == "mmlu" else 0

@@ -3,9 +3,9 @@
 - `both_sides`: hybrid mask, the span sees all of the context; what MAGNET infills with.
 - `left_only`: plain causal attention; the base model of Table 4. A later span of a text sees the
   earlier ones here, which `both_sides` hides.
-- `shuffled`: `both_sides` with the context tokens behind the span in random order (their set stays):
+- `shuffled`: `both_sides` with the context tokens after the span in random order (their set stays):
   worse for a model that reads the right side, the same for one that does not.
-- `prompted`: plain causal attention behind a prompt that shows the text with its gaps, by which a
+- `prompted`: plain causal attention after a prompt that shows the text with its gaps, by which a
   base model can know the right side (Appendix B.1): `PROMPT`, then the text up to the last span.
 """
 
@@ -56,7 +56,7 @@ def rows_of_view(view: str, model, example, spans: list[list[int]], seed: Any = 
         return [Row(example.token_ids, example.span_ids, scored)]
     if view == "left_only":
         return [Row(example.token_ids, None, scored)]
-    if view == "shuffled":  # a row a span: what is behind one is before the next
+    if view == "shuffled":  # a row a span: what is after one is before the next
         generator = np.random.default_rng(seed)
         return [
             Row(_shuffled(example, span, generator), example.span_ids, [*span]) for span in spans

@@ -239,7 +239,7 @@ def _encode(encode_words, sentences: list[Sentence], progress: bool) -> list[np.
 
 
 def named(results: dict[str, dict[str, Figure]]) -> dict[str, Figure]:
-    """The figures of Table 1 and the span F1 behind them, in percent, by task and measure."""
+    """The figures of Table 1 and the span F1 after them, in percent, by task and measure."""
     return {
         f"{task}, {label}": figures[name].scaled(100)
         for name, label in (("accuracy", "token accuracy"), ("f1", "span F1"))

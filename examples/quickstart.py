@@ -4,7 +4,7 @@
     python -m examples.quickstart --steps 100 --output outputs/longer
     python -m examples.quickstart --model HuggingFaceTB/SmolLM2-360M --text my.txt --output outputs/mine
 
-Measures the base model as it comes, and with the start token that it predicts text best behind; adapts it with
+Measures the base model as it comes, and with the start token that it predicts text best after; adapts it with
 all three objectives, writes a folder, loads that in a new process
 by `AutoModel.from_pretrained(folder, trust_remote_code=True)`, measures again and prints both, beside the
 checkpoint that this repository carries, which was adapted for longer. What an earlier run with the same options has

@@ -149,7 +149,7 @@ class EncodingMixin(CheckpointMixin):
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         truncation: bool = False,
     ) -> Any:
-        """Encode sentences: a vector a token, with fully bidirectional attention.
+        """Encode sentences: one vector per token, with fully bidirectional attention.
 
         The vector of token i is the output at i - 1, the position that was trained to predict it
         (MAGNET, section 4.1); the start token stands before the first. No prompt is added.
@@ -239,7 +239,7 @@ class EncodingMixin(CheckpointMixin):
     def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Vectors of sentences that are tokenized already, prompt included.
 
-        Puts the start token before (unless the settings leave it out) and the end token behind each
+        Puts the start token before (unless the settings leave it out) and the end token after each
         row, and returns the last layer's output at the end token, or with `pooling` set to `mean`
         the mean of all outputs but the start token's. This is the method that sentence-transformers
         calls on a saved folder; gradients flow through it in training.

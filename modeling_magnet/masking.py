@@ -175,7 +175,7 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
     """How many of the last tokens a sliding-window layer of the model sees.
 
     A window is counted in columns of the cache. It says nothing of a span map: in the order in which
-    infilling reads, the text behind a gap stands before it. So a map is only for sequences that the
+    infilling reads, the text after a gap stands before it. So a map is only for sequences that the
     window holds whole; there it hides nothing, and the hybrid mask is exact in every layer.
 
     Args:

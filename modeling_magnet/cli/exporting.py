@@ -147,7 +147,7 @@ def _save_for_encoding(model: Any, folder: Path) -> None:
 
 
 def _frame_by_special_tokens(model: Any, folder: Path) -> None:
-    """Make the saved tokenizer put the start token before and the end token behind a text."""
+    """Make the saved tokenizer put the start token before and the end token after a text."""
     settings = model.magnet_settings
     ids = [settings.end_token_id]
     template = "$A {end}"

@@ -25,7 +25,7 @@ class ModelArguments:
         default="auto",
         metadata={
             "help": "Token that begins every sequence; `none` is none; `auto` is what a MAGNET folder "
-            "says, and for other models is measured: the one behind which text is predicted best."
+            "says, and for other models is measured: the one after which text is predicted best."
         },
     )
     start_in_encode: bool = field(

@@ -74,7 +74,7 @@ def load_base(model: str, **kwargs) -> MagnetMixin:
 def choose_start_token(
     model: MagnetMixin, texts: list[str], length: int = 96, count: int = 16
 ) -> tuple[int | None, dict[str, float]]:
-    """Measure behind which first token a model predicts text best.
+    """Measure after which first token a model predicts text best.
 
     Base models differ in what separated their documents; a wrong start token costs perplexity in
     every use.

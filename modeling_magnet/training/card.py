@@ -73,7 +73,7 @@ def write_card(
     Args:
         folder: a saved model's, or an adapter's.
         run: the run's folder, with its `run.json` and `results.json`.
-        sections: Markdown to go in behind the training settings, such as results; the card's own table
+        sections: Markdown to go in after the training settings, such as results; the card's own table
             of results is then left to its metadata.
         adapter: whether the folder holds an adapter, which is loaded in another way.
         license_: of the weights, by its name on the Hub; none is named without.
@@ -181,7 +181,7 @@ def _measured(folder: Path) -> list[EvalResult]:
 
 
 def _runs(run: Path) -> list[dict[str, Any]]:
-    """The settings of a run, behind those of the runs whose adapters it went on from, in order."""
+    """The settings of a run, after those of the runs whose adapters it went on from, in order."""
     settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
     before = settings.get("adapter")
     if before is None or not (Path(before).parent / "run.json").is_file():

@@ -143,7 +143,7 @@ class MagnetCollator:
         nothing = np.full_like(tokens, IGNORE)
 
         # The output before a token predicts it. Token 0 has none before it, and the one before a
-        # token right behind a span is the span's, which sees the token itself.
+        # token right after a span is the span's, which sees the token itself.
         eligible = predictable & (span_ids == 0)
         eligible[1:] &= span_ids[:-1] == 0
         positions = np.flatnonzero(eligible)
@@ -173,7 +173,7 @@ class MagnetCollator:
         return generator.random() < self.arguments.end_of_span_fraction
 
     def _end_spans(self, tokens, span_ids, documents, number, parts):
-        """Put the end token behind each span, and the spans into gaps that are longer than they.
+        """Put the end token after each span, and the spans into gaps that are longer than they.
 
         So a model learns when a span is written that the gap says nothing about. What is pushed over
         the end of the block is dropped.
@@ -263,7 +263,7 @@ class MagnetCollator:
 def cut_block(
     tokens: np.ndarray, document_ids: np.ndarray | None, parts: int, has_start: bool
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Cut a block into shorter ones of one length, each behind the start token; the rest is dropped.
+    """Cut a block into shorter ones of one length, each after the start token; the rest is dropped.
 
         S a a a b b b b b c c   in 2   S a a a b   S b b b b
         documents kept apart           0 0 0 0 1   0 0 0 0 0

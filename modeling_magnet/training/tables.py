@@ -126,7 +126,7 @@ def cut_into_blocks(
     """
     start = [] if start_token_id is None else [start_token_id]
     if arguments.block_length <= len(start):
-        raise ValueError("block_length is 1: a block has a token behind the start token, give 2")
+        raise ValueError("block_length is 1: a block has a token after the start token, give 2")
     document_start = start if arguments.separate_documents else []
     names = ("ids", "document_ids") if arguments.separate_documents else ("ids",)
 

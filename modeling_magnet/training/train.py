@@ -30,7 +30,7 @@ from .setup import check_arguments, make_trainer
 
 
 def parse(command_line: list[str]) -> Arguments:
-    """Read YAML configs, later ones over earlier ones, and the command-line overrides behind them.
+    """Read YAML configs, later ones over earlier ones, and the command-line overrides after them.
 
     Args:
         command_line: paths of configs, then flags: `["mine.yaml", "--learning_rate", "1e-4"]`.
