@@ -1,7 +1,8 @@
 """Where a model computes, and in which state, without changing the model itself."""
 
 import copy
-from types import FunctionType
+import functools
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -96,10 +97,38 @@ def as_asked(model, arguments: dict[str, Any]) -> Any:
     """
     if arguments.get("is_causal") is not False:
         return model
-    view = copy.copy(model)
+    view = _view(model)
     view.config = copy.copy(model.config)
     view.config.is_causal = False
     if model.base_model is not model:
         decoder = as_asked(model.base_model, arguments)
         view._modules = model._modules | {model.base_model_prefix: decoder}
+    return view
+
+
+def first_layers(decoder, num_layers: int) -> Any:
+    """A decoder that stops early: a view with its first layers, which shares all else.
+
+    transformers' own forward then runs these layers and the final norm. The decoder itself stays whole,
+    for other threads and calls.
+
+    Args:
+        decoder: the base model of a causal language model.
+        num_layers: from 1 to as many as it has.
+    """
+    view = _view(decoder)
+    view._modules = decoder._modules | {"layers": decoder.layers[:num_layers]}
+    return view
+
+
+def _view(module) -> Any:
+    """A copy that shares all it holds, and runs itself.
+
+    A `forward` that was put on the module, by `torch.compile` or by accelerate, runs the module.
+    """
+    view = copy.copy(module)
+    forward = vars(view).pop("forward", None)
+    if isinstance(forward, functools.partial):  # accelerate's, which calls `_old_forward`
+        view._old_forward = MethodType(module._old_forward.__func__, view)
+        view.forward = functools.partial(forward.func, view)
     return view

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .checkpoint import CheckpointMixin
 from .checks import whole_number
-from .devices import as_asked, chosen_devices, inference_model, input_device
+from .devices import as_asked, chosen_devices, first_layers, inference_model, input_device
 from .masking import CONTEXT, attention_arguments, check_attention_mask
 from .tokenizing import check_text
 
@@ -45,6 +45,7 @@ class EncodingMixin(CheckpointMixin):
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         truncation: bool = False,
+        num_layers: int | None = None,
     ) -> Any:
         """Encode sentences: one vector each, with fully bidirectional attention.
 
@@ -76,6 +77,9 @@ class EncodingMixin(CheckpointMixin):
             truncate_dim: keep this many leading dimensions.
             truncation: cut texts that are longer than the checkpoint's `max_length`, with a warning.
                 False: they raise.
+            num_layers: stop after this many layers; the final norm and the pooling are the same, and the
+                later layers do not run. Of use with a model that was trained so, as with `truncate_dim`
+                (docs/how-to/matryoshka.md). None: all.
 
         Returns:
             (hidden,) for one text, (texts, hidden) in the order given for a sequence; float32.
@@ -94,7 +98,7 @@ class EncodingMixin(CheckpointMixin):
             return self.encode_tokens(
                 sentences, batch_size=batch_size, show_progress_bar=show_progress_bar,
                 convert_to_numpy=convert_to_numpy and not convert_to_tensor, device=device,
-                truncation=truncation,
+                truncation=truncation, num_layers=num_layers,
             )  # fmt: skip
         if output_value != "sentence_embedding":
             raise ValueError(
@@ -105,6 +109,7 @@ class EncodingMixin(CheckpointMixin):
         hidden_size = self.config.hidden_size
         if truncate_dim is not None:
             truncate_dim = whole_number("truncate_dim", truncate_dim, most=hidden_size)
+        num_layers = self._checked_layers(num_layers)
         texts, single = _as_list(sentences)
         prompt_text = self.magnet_settings.prompt_text(prompt_name, prompt)
         token_ids = self._tokenize(
@@ -115,7 +120,7 @@ class EncodingMixin(CheckpointMixin):
 
         def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
             inputs = _pad([token_ids[i] for i in batch], input_device(model))
-            return list(model.pool(**inputs).float().cpu())
+            return list(model.pool(**inputs, num_layers=num_layers).float().cpu())
 
         rows = self._map_batches(
             vectors_of, [len(ids) for ids in token_ids], batch_size, show_progress_bar, device
@@ -148,6 +153,7 @@ class EncodingMixin(CheckpointMixin):
         convert_to_numpy: bool = True,
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         truncation: bool = False,
+        num_layers: int | None = None,
     ) -> Any:
         """Encode sentences: one vector per token, with fully bidirectional attention.
 
@@ -161,6 +167,7 @@ class EncodingMixin(CheckpointMixin):
             convert_to_numpy: return arrays; False: tensors on the CPU.
             device: as in `encode`.
             truncation: as in `encode`.
+            num_layers: as in `encode`.
 
         Returns:
             (tokens, hidden) for one text; for a sequence a list of them in the order given. The
@@ -175,7 +182,7 @@ class EncodingMixin(CheckpointMixin):
         """
         texts, single = _as_list(sentences)
         token_ids = self._tokenize(texts, truncation, extra_tokens=1)
-        rows = self._token_vectors(token_ids, batch_size, show_progress_bar, device)
+        rows = self._token_vectors(token_ids, batch_size, show_progress_bar, device, num_layers)
         vectors = [row.numpy() for row in rows] if convert_to_numpy else rows
         return vectors[0] if single else vectors
 
@@ -187,6 +194,7 @@ class EncodingMixin(CheckpointMixin):
         convert_to_numpy: bool = True,
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         states: Literal["both", "paper"] = "both",
+        num_layers: int | None = None,
     ) -> Any:
         """Encode sentences: one vector per word, the mean over the word's token vectors.
 
@@ -203,6 +211,7 @@ class EncodingMixin(CheckpointMixin):
             device: as in `encode`.
             states: `paper`: the output at the position before the token alone, as in MAGNET's section
                 4.1 and in `encode_tokens`; half as wide.
+            num_layers: as in `encode`.
 
         Returns:
             (words, 2 * hidden) for one text, with `paper` (words, hidden); for a sequence a list of
@@ -228,15 +237,21 @@ class EncodingMixin(CheckpointMixin):
             _word_weights(words, spans, i)  # (words, tokens)
             for i, (words, spans) in enumerate(zip(split, offsets, strict=True))
         ]
+        both = check_states(states) == "both"
         rows = self._token_vectors(
-            token_ids, batch_size, show_progress_bar, device, both=check_states(states) == "both"
+            token_ids, batch_size, show_progress_bar, device, num_layers, both
         )
         vectors = [shares @ tokens for shares, tokens in zip(weights, rows, strict=True)]
         if convert_to_numpy:
             vectors = [row.numpy() for row in vectors]
         return vectors[0] if single else vectors
 
-    def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def pool(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        num_layers: int | None = None,
+    ) -> torch.Tensor:
         """Vectors of sentences that are tokenized already, prompt included.
 
         Puts the start token before (unless the settings leave it out) and the end token after each
@@ -247,6 +262,7 @@ class EncodingMixin(CheckpointMixin):
         Args:
             input_ids: (batch, length) without start and end token; padded on either side.
             attention_mask: (batch, length) 1 for tokens, 0 for padding.
+            num_layers: as in `encode`.
 
         Returns:
             (batch, hidden) in the model's dtype.
@@ -276,7 +292,7 @@ class EncodingMixin(CheckpointMixin):
         columns = torch.arange(padded.shape[1], device=padded.device)
         mask = columns <= last[:, None]  # (batch, length)
         hidden = self._span_states(
-            padded, torch.full_like(padded, CONTEXT), mask
+            padded, torch.full_like(padded, CONTEXT), mask, num_layers=num_layers
         )  # (batch, length, hidden)
         if settings.pooling == "mean":
             weights = (mask & (columns >= len(parts) - 2)).to(hidden)  # (batch, length)
@@ -290,6 +306,7 @@ class EncodingMixin(CheckpointMixin):
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        num_layers: int | None = None,
     ) -> torch.Tensor:
         """Last hidden states (batch, length, hidden) under a span map, without the output head."""
         arguments = attention_arguments(
@@ -301,6 +318,8 @@ class EncodingMixin(CheckpointMixin):
             document_ids=document_ids,
         )
         decoder = as_asked(self.base_model, arguments)
+        if num_layers is not None:
+            decoder = first_layers(decoder, num_layers)
         return decoder(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
         ).last_hidden_state
@@ -311,8 +330,20 @@ class EncodingMixin(CheckpointMixin):
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _token_vectors(self, token_ids, batch_size, show_progress_bar, device, both=False):
+    def _checked_layers(self, num_layers: int | None) -> int | None:
+        """`num_layers` of `encode`, if the model has so many."""
+        if num_layers is None:
+            return None
+        held = self.config.num_hidden_layers
+        if whole_number("num_layers", num_layers) > held:
+            raise ValueError(f"num_layers is {num_layers}: the model has {held} layers")
+        return int(num_layers)
+
+    def _token_vectors(
+        self, token_ids, batch_size, show_progress_bar, device, num_layers, both=False
+    ):
         """Outputs at the position before each token, (tokens, hidden); and with `both` at the token."""
+        num_layers = self._checked_layers(num_layers)
         start = self.magnet_settings.start_token_id
         if start is None:
             raise ValueError(
@@ -323,7 +354,8 @@ class EncodingMixin(CheckpointMixin):
         def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
             inputs = _pad([[start, *token_ids[i]] for i in batch], input_device(model))
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
-            hidden = model._span_states(ids, torch.full_like(ids, CONTEXT), mask)
+            context = torch.full_like(ids, CONTEXT)
+            hidden = model._span_states(ids, context, mask, num_layers=num_layers)
             if both:
                 hidden = torch.cat([hidden[:, :-1], hidden[:, 1:]], dim=-1)
             return [hidden[row, : len(token_ids[i])].float().cpu() for row, i in enumerate(batch)]

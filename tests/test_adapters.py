@@ -57,6 +57,8 @@ def test_without_its_adapter_a_model_is_its_base_bit_for_bit(tiny, lora):
         written = model.generate(IDS, max_new_tokens=4)
         assert torch.equal(written, tiny.generate(IDS, max_new_tokens=4))
         np.testing.assert_array_equal(model.encode(SENTENCES), tiny.encode(SENTENCES))
+        early = tiny.encode(SENTENCES, num_layers=1)
+        np.testing.assert_array_equal(model.encode(SENTENCES, num_layers=1), early)
         arguments = {"prefix": "The old", "suffix": " boats", "span_length": 4}
         assert model.infill(**arguments) == tiny.infill(**arguments)
     assert torch.equal(logits(model), own) and not torch.equal(own, logits(tiny))

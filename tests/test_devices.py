@@ -15,6 +15,7 @@ PARTLY_ON_DISK = {
     "model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layers.1": "disk",
     "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
 }  # fmt: skip
+HEAD_ON_DISK = {"model": "cpu", "lm_head": "disk"}
 
 
 def test_a_model_in_evaluation_mode_is_used_itself(tiny):
@@ -49,6 +50,14 @@ def test_a_copy_shares_its_weights_and_its_tokenizer(tiny):
     assert all(a is b for a, b in zip(other.parameters(), tiny.parameters(), strict=True))
     tiny.forward = torch.compile(tiny.forward, backend="eager")
     assert inference_model(tiny).forward.__self__ is not tiny
+
+
+def test_a_decoder_that_was_compiled_stops_early_too(tiny):
+    expected = tiny.encode(SENTENCES, num_layers=1)
+    tiny.model.compile(backend="eager")
+    np.testing.assert_allclose(tiny.encode(SENTENCES, num_layers=1), expected, atol=1e-6)
+    tiny.model.forward = torch.compile(tiny.model.forward, backend="eager")
+    np.testing.assert_allclose(tiny.encode(SENTENCES, num_layers=1), expected, atol=1e-6)
 
 
 def test_a_move_that_fails_leaves_the_model_where_it_is(tiny, monkeypatch):
@@ -87,7 +96,9 @@ def test_a_device_that_is_not_usable_is_named(tiny, encode, device, message):
         getattr(tiny, encode)(SENTENCES, device=device)
 
 
-@pytest.mark.parametrize("device_map", [{"": "cpu"}, PARTLY_ON_DISK], ids=["cpu", "disk"])
+@pytest.mark.parametrize(
+    "device_map", [{"": "cpu"}, PARTLY_ON_DISK, HEAD_ON_DISK], ids=["cpu", "disk", "head"]
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_weights_that_accelerate_holds_elsewhere(tmp_path, tiny, device_map, training):
     tiny.save_pretrained(tmp_path / "m")
@@ -97,6 +108,9 @@ def test_weights_that_accelerate_holds_elsewhere(tmp_path, tiny, device_map, tra
     np.testing.assert_allclose(model.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
     np.testing.assert_allclose(
         model.encode(SENTENCES, convert_to_tensor=True), tiny.encode(SENTENCES), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        model.encode(SENTENCES, num_layers=1), tiny.encode(SENTENCES, num_layers=1), atol=1e-6
     )
     for mine, own in zip(model.encode_words(SENTENCES), tiny.encode_words(SENTENCES), strict=True):
         np.testing.assert_allclose(mine, own, atol=1e-6)
@@ -120,6 +134,7 @@ def test_many_threads_give_what_one_gives():
         lambda: model.infill_blanks(["The", " sat on the", "."], span_length=3),
         lambda: model.encode(SENTENCES, batch_size=1, device=["cpu", "cpu"]),
     ]
+    jobs += [lambda: model.encode(SENTENCES, batch_size=2, num_layers=1)]
     expected = [job() for job in jobs]
     for training in (False, True):
         model.train(training)

@@ -157,6 +157,60 @@ def test_truncate_dim_comes_before_normalizing(tiny):
     )
 
 
+def at_layer(model, text, layer, end=(1,)):
+    """The outputs of a layer of the whole stock model, through its final norm."""
+    ids = [0, *model.tokenizer(text, add_special_tokens=False)["input_ids"], *end]
+    output = model.model(
+        input_ids=torch.tensor([ids]), is_causal=False, output_hidden_states=True
+    ).hidden_states[layer]
+    norm = (
+        model.model.final_layernorm if hasattr(model.model, "final_layernorm") else model.model.norm
+    )
+    return norm(output)[0].detach().numpy()
+
+
+def test_num_layers_is_that_layer_through_the_final_norm_and_pooling(any_tiny):
+    for text in SENTENCES:
+        expected = at_layer(any_tiny, PROMPT + text, 1)
+        np.testing.assert_allclose(any_tiny.encode(text, num_layers=1), expected[-1], atol=1e-5)
+    assert not np.allclose(any_tiny.encode(text), expected[-1], atol=1e-2)
+    np.testing.assert_array_equal(any_tiny.encode(text, num_layers=2), any_tiny.encode(text))
+    states = at_layer(any_tiny, text, 1, end=())
+    tokens = any_tiny.encode_tokens(text, num_layers=1)
+    np.testing.assert_allclose(tokens, states[:-1], atol=1e-5)
+    asked = any_tiny.encode(text, output_value="token_embeddings", num_layers=1)
+    np.testing.assert_array_equal(asked, tokens)
+    words = any_tiny.encode_words([[text]], num_layers=1)[0]
+    both = np.concatenate([states[:-1].mean(0), states[1:].mean(0)])
+    np.testing.assert_allclose(words[0], both, atol=1e-5)
+    any_tiny.config.magnet = {"pooling": "mean"}
+    mean = any_tiny.encode(text, num_layers=1, truncate_dim=8, normalize_embeddings=True)
+    expected = expected[1:].mean(0)[:8]
+    np.testing.assert_allclose(mean, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_layers_after_num_layers_do_not_run_and_the_model_stays_whole():
+    model = make_model(num_hidden_layers=4)
+    whole, ran = model.encode(SENTENCES), []
+    for i, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+    model.encode(SENTENCES, num_layers=2)
+    assert ran == [0, 1]
+    np.testing.assert_array_equal(model.encode(SENTENCES), whole)
+    assert len(model.model.layers) == model.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_tokens", "encode_words", "encode_query"])
+def test_num_layers_out_of_range(tiny, method):
+    for wrong, kind, message in (
+        (40, ValueError, "num_layers is 40: the model has 2 layers"),
+        (0, ValueError, "num_layers is 0: give a whole number from 1 on"),
+        (1.0, TypeError, "num_layers is 1.0"),
+    ):
+        with pytest.raises(kind, match=message):
+            getattr(tiny, method)(SENTENCES, num_layers=wrong)
+
+
 def test_precision(tiny):
     assert tiny.encode(SENTENCES, precision="int8").dtype == np.int8
     binary = tiny.encode(SENTENCES, precision="ubinary")

@@ -130,6 +130,7 @@ def encode(
     truncate_dim: Annotated[
         int | None, typer.Option(help="Keep this many leading dimensions.")
     ] = None,
+    num_layers: options.NumLayers = None,
     precision: Annotated[str, typer.Option(help="float32, binary or ubinary.")] = "float32",
     truncation: Annotated[
         bool,
@@ -178,8 +179,8 @@ def encode(
         raise ValueError("--tokens and --words are two things: give one")
     how = options.Encoding(
         "tokens" if tokens else "words" if words else options.OF_TEXTS,
-        prompt_name, prompt, batch_size, normalize, truncate_dim, precision, truncation,
-        column, keep_text,
+        prompt_name, prompt, batch_size, normalize, truncate_dim, num_layers, precision,
+        truncation, column, keep_text,
     )  # fmt: skip
     how.check(kind)
     if kind == "parquet":

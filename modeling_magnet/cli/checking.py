@@ -42,6 +42,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": _from(1),
     "shard_size": _from(1),
     "truncate_dim": _from(1),
+    "num_layers": _from(1),
     "span_length": _from(1),
     "max_new_tokens": _from(1),
     "top_k": _from(1),

@@ -13,6 +13,9 @@ Dtype = Annotated[
     str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where rows were skipped.")]
+NumLayers = Annotated[
+    int | None, typer.Option(help="Stop after this many layers, as with a model trained so.")
+]
 Column = Annotated[
     str | None,
     typer.Option(
@@ -51,6 +54,7 @@ class Encoding:
     batch_size: int = 32
     normalize: bool = False
     truncate_dim: int | None = None
+    num_layers: int | None = None
     precision: str = "float32"
     truncation: bool = False
     column: str | None = None

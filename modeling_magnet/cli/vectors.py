@@ -62,7 +62,9 @@ class Encoder:
         """What decides the vectors. `batch_size` changes their last digits only, and whether long
         texts are cut or refused changes no vector.
         """
-        names = ("unit", "normalize", "truncate_dim", "precision", "column", "keep_text")
+        names = (
+            "unit", "normalize", "truncate_dim", "num_layers", "precision", "column", "keep_text",
+        )  # fmt: skip
         settings = {name: getattr(self.encoding, name) for name in names}
         return {"model": fingerprint(self.model), "prompt": self.prompt_text, **settings}
 
@@ -81,6 +83,7 @@ class Encoder:
             show_progress_bar=False,
             normalize_embeddings=encoding.normalize,
             truncate_dim=encoding.truncate_dim,
+            num_layers=encoding.num_layers,
             precision=encoding.precision,
             truncation=encoding.truncation,
         )
@@ -91,6 +94,7 @@ class Encoder:
             batch_size=self.encoding.batch_size,
             show_progress_bar=False,
             truncation=self.encoding.truncation,
+            num_layers=self.encoding.num_layers,
         )
         token_ids = self.model.text_tokenizer.ids(texts)
         tokens = [
@@ -101,7 +105,10 @@ class Encoder:
 
     def _words(self, texts: list[str]) -> list[dict[str, Any]]:
         arrays = self.model.encode_words(
-            texts, batch_size=self.encoding.batch_size, show_progress_bar=False
+            texts,
+            batch_size=self.encoding.batch_size,
+            show_progress_bar=False,
+            num_layers=self.encoding.num_layers,
         )
         return _fields("words", [text.split() for text in texts], arrays)
 

@@ -75,6 +75,7 @@ def test_options_are_those_of_the_library(magnet, folder, model, texts, tmp_path
             ["--normalize", "--truncate-dim", 16],
             model.encode(SENTENCES, normalize_embeddings=True, truncate_dim=16),
         ),
+        (["--num-layers", 1], model.encode(SENTENCES, num_layers=1)),
         (["--precision", "ubinary"], model.encode(SENTENCES, precision="ubinary")),
         (["--batch-size", 2], model.encode(SENTENCES, batch_size=2)),
     ):
@@ -87,7 +88,7 @@ def test_options_are_those_of_the_library(magnet, folder, model, texts, tmp_path
 
 def test_tokens_and_words(magnet, folder, model, texts, tmp_path):
     magnet("encode", folder, texts, "--tokens", "-o", tmp_path / "t.jsonl")
-    magnet("encode", folder, texts, "--words", "-o", tmp_path / "w.jsonl")
+    magnet("encode", folder, texts, "--words", "--num-layers", 1, "-o", tmp_path / "w.jsonl")
     tokens, words = read_jsonl(tmp_path / "t.jsonl"), read_jsonl(tmp_path / "w.jsonl")
     for i, text in enumerate(SENTENCES):
         found = np.float32(tokens[i]["vectors"])
@@ -95,7 +96,7 @@ def test_tokens_and_words(magnet, folder, model, texts, tmp_path):
         assert tokens[i]["tokens"] == model.tokenizer.tokenize(text)
         assert words[i]["words"] == text.split()
         np.testing.assert_array_equal(
-            np.float32(words[i]["vectors"]), model.encode_words(SENTENCES)[i]
+            np.float32(words[i]["vectors"]), model.encode_words(SENTENCES, num_layers=1)[i]
         )
 
 
@@ -212,6 +213,7 @@ def test_a_file_as_long_as_you_like_is_held_by_a_few_batches(
         (["--device", "cuda:99"], "--device is 'cuda:99', which is not usable here"),
         (["--prompt-name", "nonsense"], "no prompt is named 'nonsense'; there are ["),
         (["--truncate-dim", "49"], "truncate_dim is 49: give a whole number from 1 to 48"),
+        (["--num-layers", "3"], "num_layers is 3: the model has 2 layers"),
     ],
 )
 def test_options_that_do_not_fit_the_model_or_the_machine(
