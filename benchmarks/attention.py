@@ -95,7 +95,7 @@ def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
     made = []
     for name, figure, scale, label, ways_ in (
         ("encode", "seconds", 1, f"encode, mixed, {second}: seconds; {first}", (second, first)),
-        ("infill", "per_token", 1e3, "infill, static cache: ms a token; dynamic cache", CACHES),
+        ("infill", "per_token", 1e3, "infill, static cache: ms per token; dynamic cache", CACHES),
     ):
         if found is None:
             made.append(Row.missing(label))

@@ -254,8 +254,8 @@ def plots(found: dict[str, Any], folder: Path) -> None:
             elif name.startswith("batch"):
                 point = int(name.split()[1]), 1e3 * median(answers) / tokens
                 by_batch.setdefault(way, []).append(point)
-    draw_lines(folder / "encode-length.png", by_length, "tokens in a text", "ms a token")
-    draw_lines(folder / "encode-batch.png", by_batch, "texts in a forward pass", "ms a token")
+    draw_lines(folder / "encode-length.png", by_length, "tokens in a text", "ms per token")
+    draw_lines(folder / "encode-batch.png", by_batch, "texts in a forward pass", "ms per token")
     corpus = [
         (float(n), given["peak_mib"])
         for n, ways in found["corpus"].items()

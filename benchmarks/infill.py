@@ -251,7 +251,7 @@ def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
             ("per_token", "uncached", None),
             ("per_token", "masked", None),
         ):
-            what = {"first": "ms to the first token", "per_token": "ms a token"}[figure]
+            what = {"first": "ms to the first token", "per_token": "ms per token"}[figure]
             against = {
                 "generate": "`generate`", "uncached": "no cache", "masked": "masked tokens filled",
             }[other]  # fmt: skip

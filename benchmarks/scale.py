@@ -121,10 +121,10 @@ def gigabytes(size: float) -> str:
 
 
 def per_token_table(length: int, context: int) -> str:
-    """FLOPs and bytes a token, by model and job."""
+    """FLOPs and bytes per token, by model and job."""
     lines = [
-        f"| model | parameters | encode, {length} tokens: GFLOP a token | train, {length}: GFLOP a token "
-        f"| infill, {context} of context: GB read a token, alone | batch 32 |",
+        f"| model | parameters | encode, {length} tokens: GFLOP per token | train, {length}: GFLOP per token "
+        f"| infill, {context} of context: GB read per token, alone | batch 32 |",
         "|---|---|---|---|---|---|",
     ]
     for name, shape in SHAPES.items():
@@ -243,7 +243,7 @@ def main(command_line: list[str] | None = None) -> None:
     options = parse(command_line)
     assumed = ", ".join(f"{name} {value}" for name, value in vars(options).items())
     print(f"Projections, not measurements. Assumed: {assumed}.\n")
-    print("Cost of a token\n\n" + per_token_table(options.length, options.context))
+    print("Cost per token\n\n" + per_token_table(options.length, options.context))
     print(f"\n{options.sentences:.0e} sentences to vectors\n\n" + corpus_table(options))
     print("\nThe paper's run (4200 steps, 82 M tokens), LoRA\n\n" + adaptation_table(options))
     print("\nWriting, one card\n\n" + writing_table(options))

@@ -36,8 +36,8 @@ One model that encodes, infills and generates: a {architecture} with MAGNET's hy
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-model.encode(["A cat sleeps.", "A dog runs."])  # one vector a sentence
-model.encode_words("A cat sleeps.")  # one vector a word
+model.encode(["A cat sleeps.", "A dog runs."])  # one vector per sentence
+model.encode_words("A cat sleeps.")  # one vector per word
 model.infill("She opened the door and", " Then she ran.")  # the missing middle
 inputs = model.tokenizer("Once upon a time", return_tensors="pt")
 model.tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0])
