@@ -72,6 +72,8 @@ class MagnetSettings:
         default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
         split_special_tokens: whether a control token that is spelled out in a text or a prompt, such
             as `<|im_end|>`, is text like any other. False: it is that token, wherever it came from.
+        matryoshka_dims: the numbers of leading dimensions that the vectors were trained to be cut to.
+        matryoshka_layers: the numbers of layers that they were trained to be taken after.
     """
 
     start_token_id: int | None
@@ -83,6 +85,8 @@ class MagnetSettings:
     prompts: dict[str, str] = field(default_factory=lambda: dict(PAPER_PROMPTS))
     default_prompt_name: str | None = "sentence"
     split_special_tokens: bool = True
+    matryoshka_dims: list[int] = field(default_factory=list)
+    matryoshka_layers: list[int] = field(default_factory=list)
 
     def __post_init__(self):
         self._check_types()
@@ -104,6 +108,10 @@ class MagnetSettings:
         for name in ("start_in_encode", "split_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give true or false")
+        for name in ("matryoshka_dims", "matryoshka_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, list) or not all(type(n) is int and n > 0 for n in value):
+                raise ValueError(f"{name} is {value!r}: give a list of whole numbers from 1 on")
         if not isinstance(self.prompts, dict) or not all(
             isinstance(text, str) for pair in self.prompts.items() for text in pair
         ):

@@ -439,6 +439,10 @@ def export(
         typer.Argument(help="What to write: a new folder, made if need be; of gguf a new file."),
     ],
     to: Annotated[str, typer.Option(help="magnet, plain, encoder, onnx or gguf.")],
+    num_layers: options.NumLayers = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option(help="Leading dimensions that sentence-transformers keeps.")
+    ] = None,
     dtype: options.Dtype = "auto",
 ) -> None:
     """Write a copy with its adapter merged; all but `magnet` are opened without MAGNET's code.
@@ -449,6 +453,7 @@ def export(
     magnet export MODEL out.gguf --to gguf for llama.cpp: generates
     magnet export MODEL out --to encoder   for AutoModel and sentence-transformers: encodes
     magnet export MODEL out --to onnx      for onnxruntime, without torch: encodes
+    magnet export MODEL out --to encoder --num-layers 20 --truncate-dim 256    faster, shorter
 
     `plain` is the stock causal language model, `gguf` the same in one file: of the architecture
     llama, with a tokenizer like that of Llama 2, Llama 3, SmolLM or GPT-2, in the precision of --dtype.
@@ -456,14 +461,14 @@ def export(
     `encoder` has no causal mask and no head, and its tokenizer adds the start and the end token; the
     prompt is the caller's to add. `onnx` is the same folder with onnx/model.onnx for weights, always
     in float32, which takes input_ids and attention_mask and gives sentence_embedding, the vectors of
-    `magnet encode`, and last_hidden_state.
+    `magnet encode`, and last_hidden_state. --num-layers leaves the later layers out of either.
     """
-    checking.check_export(to, out)
+    checking.check_export(to, out, num_layers, truncate_dim)
 
     from . import exporting
     from .loading import load_model
 
-    exporting.export(load_model(model, "cpu", dtype), to, out)
+    exporting.export(load_model(model, "cpu", dtype), to, out, num_layers, truncate_dim)
     files = [out] if out.is_file() else out.rglob("*")
     size = sum(path.stat().st_size for path in files) / 1e6
     typer.echo(f"wrote {out}, {size:.1f} MB", err=True)

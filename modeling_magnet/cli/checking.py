@@ -23,6 +23,9 @@ VECTOR_FILES = tuple(f".{name}" for name in FORMATS)
 EXPORTS = ("magnet", "plain", "encoder", "onnx", "gguf")
 """What `--to` can name."""
 
+ENCODERS = ("encoder", "onnx")
+"""Those that encode and do nothing else."""
+
 EXPORTED_FILES = {"gguf": ".gguf"}
 """Exports that are one file, with how its name ends; the others are folders."""
 
@@ -137,14 +140,20 @@ def is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def check_export(to: str, out: Path) -> None:
+def check_export(
+    to: str, out: Path, num_layers: int | None = None, truncate_dim: int | None = None
+) -> None:
     """Refuse what an export would not write.
 
     Raises:
-        ValueError: the name does not end as the export's does.
+        ValueError: the name does not end as the export's does, or it takes no such option.
         OSError: something exists there, or a file's folder does not.
         ModuleNotFoundError: a package that the export needs is not installed.
     """
+    if num_layers is not None and to not in ENCODERS:
+        raise ValueError(f"--num-layers is for --to {', '.join(ENCODERS)}, this is --to {to}")
+    if truncate_dim is not None and to != "encoder":
+        raise ValueError(f"--truncate-dim is for --to encoder, this is --to {to}")
     if to in EXPORT_NEEDS:
         package, extra = EXPORT_NEEDS[to]
         check_installed(package, f"--to {to}", extra)

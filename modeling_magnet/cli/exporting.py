@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from ..aside import written_aside
+from ..checks import whole_number
 from . import gguf_file, onnx_graph
 from .checking import check_export
 
@@ -18,28 +20,42 @@ CODE_KEYS = ("auto_map", "magnet")
 """What a config says to MAGNET's code alone."""
 
 
-def export(model: Any, to: str, out: Path) -> None:
+def export(
+    model: Any,
+    to: str,
+    out: Path,
+    num_layers: int | None = None,
+    truncate_dim: int | None = None,
+) -> None:
     """Write a copy, whole or not at all.
 
     Args:
         model: of `load_model`. An adapter is merged into its weights.
         to: a key of `EXPORTS`.
         out: a new folder; of `EXPORTED_FILES` a new file.
+        num_layers: as in `encode`; the model keeps no others. For `checking.ENCODERS`.
+        truncate_dim: what sentence-transformers is to keep of a vector. For `encoder`.
 
     Raises:
-        ValueError: what is to be written cannot hold this model.
+        ValueError: what is to be written cannot hold this model, or it has not so many layers or
+            dimensions.
         FileExistsError: something exists there.
         ModuleNotFoundError: a package that `to` needs is not installed.
     """
-    check_export(to, out)
+    check_export(to, out, num_layers, truncate_dim)
     if to == "gguf":
         gguf_file.check(model)
+    if truncate_dim is not None:
+        whole_number("truncate_dim", truncate_dim, most=model.config.hidden_size)
     merge_adapter(model)
+    if num_layers is not None:
+        keep_layers(model, num_layers)
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "magnet":  # writes aside by itself, with a card that names the folder
         return EXPORTS[to](model, out)
+    write = partial(EXPORTS[to], **({"truncate_dim": truncate_dim} if truncate_dim else {}))
     with written_aside(out) as aside:
-        EXPORTS[to](model, aside)
+        write(model, aside)
 
 
 def merge_adapter(model: Any) -> None:
@@ -63,6 +79,20 @@ def merge_adapter(model: Any) -> None:
     del model.peft_config
 
 
+def keep_layers(model: Any, num_layers: int) -> None:
+    """Take all but the first layers away.
+
+    Raises:
+        ValueError: it has not so many.
+    """
+    model._checked_layers(num_layers)
+    config = model.config
+    model.base_model.layers = model.base_model.layers[:num_layers]
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:num_layers]
+
+
 def export_magnet(model: Any, folder: Path) -> None:
     """The MAGNET folder, with whole weights."""
     model.save_pretrained(folder)
@@ -75,14 +105,14 @@ def export_plain(model: Any, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-def export_encoder(model: Any, folder: Path) -> None:
+def export_encoder(model: Any, folder: Path, truncate_dim: int | None = None) -> None:
     """The decoder without its head and causal mask: encodes, and cannot generate.
 
     The tokenizer adds the start and the end token, so that what stock transformers reads is what
     `encode` reads. sentence-transformers opens the folder where it can pool as the checkpoint says.
     """
-    _save_as(type(model.base_model), model.base_model, folder, is_causal=False)
-    _save_for_encoding(model, folder)
+    _save_as(type(model.base_model), model.base_model, folder, **_encoder_keys(model))
+    _save_for_encoding(model, folder, truncate_dim)
 
 
 def export_onnx(model: Any, folder: Path) -> None:
@@ -91,7 +121,7 @@ def export_onnx(model: Any, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model.base_model).__name__], torch.float32
     config.save_pretrained(folder)
-    _edit_config(folder, is_causal=False)
+    _edit_config(folder, **_encoder_keys(model))
     _save_for_encoding(model, folder)
     (folder / "onnx").mkdir()
     onnx_graph.write(model, folder / "onnx" / "model.onnx")
@@ -102,7 +132,7 @@ def export_gguf(model: Any, file: Path) -> None:
     gguf_file.write(model, file)
 
 
-EXPORTS: dict[str, Callable[[Any, Path], None]] = {
+EXPORTS: dict[str, Callable[..., None]] = {
     "magnet": export_magnet,
     "plain": export_plain,
     "encoder": export_encoder,
@@ -125,6 +155,19 @@ def _save_as(stock_class: Any, source: Any, folder: Path, **changes: Any) -> Non
     _edit_config(folder, **changes)
 
 
+def _encoder_keys(model: Any) -> dict[str, Any]:
+    """What a config says of an encoder: `is_causal` to transformers and vLLM, `use_bidirectional_attention`
+    to text-embeddings-inference and to a Gemma 3, and the widths that vLLM may be asked for.
+    """
+    config, dims = model.config, model.magnet_settings.matryoshka_dims
+    keys: dict[str, Any] = {"is_causal": False, "use_bidirectional_attention": True}
+    if config.model_type == "gemma3_text":  # whose class then reads n as n / 2 + 1
+        keys["sliding_window"] = 2 * (config.sliding_window - 1)
+    if dims:
+        keys |= {"is_matryoshka": True, "matryoshka_dimensions": dims}
+    return keys
+
+
 def _edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | changes
@@ -132,7 +175,7 @@ def _edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _save_for_encoding(model: Any, folder: Path) -> None:
+def _save_for_encoding(model: Any, folder: Path, truncate_dim: int | None = None) -> None:
     """The tokenizer that frames texts, and what sentence-transformers reads."""
     settings = model.magnet_settings
     tokenizer = copy.deepcopy(model.tokenizer)
@@ -143,7 +186,7 @@ def _save_for_encoding(model: Any, folder: Path) -> None:
     _frame_by_special_tokens(model, folder)
     starts = settings.start_in_encode and settings.start_token_id is not None
     if settings.pooling == "end" or not starts:  # its mean would take in the start token
-        _write_sentence_transformers_files(model, folder)
+        _write_sentence_transformers_files(model, folder, truncate_dim)
 
 
 def _frame_by_special_tokens(model: Any, folder: Path) -> None:
@@ -166,7 +209,9 @@ def _frame_by_special_tokens(model: Any, folder: Path) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_sentence_transformers_files(model: Any, folder: Path) -> None:
+def _write_sentence_transformers_files(
+    model: Any, folder: Path, truncate_dim: int | None = None
+) -> None:
     settings = model.magnet_settings
     types = {"": "Transformer", "1_Pooling": "Pooling"}
     mode = "pooling_mode_lasttoken" if settings.pooling == "end" else "pooling_mode_mean_tokens"
@@ -184,6 +229,7 @@ def _write_sentence_transformers_files(model: Any, folder: Path) -> None:
             "prompts": settings.sentence_transformers_prompts,
             "default_prompt_name": settings.default_prompt_name,
             "similarity_fn_name": "cosine",
+            "truncate_dim": truncate_dim,
         },
         "1_Pooling/config.json": {
             "word_embedding_dimension": model.config.hidden_size,

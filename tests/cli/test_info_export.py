@@ -1,5 +1,6 @@
 """`magnet info` and `magnet export`, and what all commands say about models that do not load."""
 
+import copy
 import json
 import resource
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from test_model import add_lora
-from tiny import SENTENCES
+from tiny import SENTENCES, make_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -146,6 +148,60 @@ def test_an_encoder_export_encodes_without_code(magnet, folder, tmp_path, settin
     np.testing.assert_allclose(
         sentences.encode(SENTENCES, prompt="x "), model.encode(SENTENCES, prompt="x "), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2 sliding", "gemma3_text", "phi"])
+def test_an_encoder_export_of_the_first_layers(tmp_path, architecture):
+    """With texts longer than half a sliding window; nothing of later layers is written."""
+    model = make_model(architecture=architecture, num_hidden_layers=2)
+    texts = [
+        *SENTENCES[:4],
+        " ".join(SENTENCES[:4])[:90],
+    ]  # plain letters: Qwen's own class normalizes
+    for num_layers in (1, None):
+        out = tmp_path / f"{num_layers}"
+        expected = model.encode(texts, num_layers=num_layers)
+        exporting.export(copy.deepcopy(model), "encoder", out, num_layers)
+        found = SentenceTransformer(str(out), device="cpu")
+        np.testing.assert_allclose(found.encode(texts), expected, atol=1e-5)
+        config = json.loads((out / "config.json").read_text())
+        assert config["num_hidden_layers"] == (num_layers or 2)
+        assert config["is_causal"] is False and config["use_bidirectional_attention"] is True
+        layers = {name.split(".")[1] for name in load_file(out / "model.safetensors")}
+        assert ("1" in layers) == (num_layers is None)
+
+
+def test_what_training_knows_of_widths_is_written_where_others_read_it(magnet, tmp_path):
+    model = make_model(num_hidden_layers=2)
+    model.config.magnet = {"matryoshka_dims": [48, 16], "matryoshka_layers": [2, 1]}
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "encoder"
+    options = ["--num-layers", 1, "--truncate-dim", 16]
+    magnet("export", tmp_path / "model", out, "--to", "encoder", *options)
+    config = json.loads((out / "config.json").read_text())
+    assert config["is_matryoshka"] is True and config["matryoshka_dimensions"] == [48, 16]
+    sentences = SentenceTransformer(str(out), device="cpu")
+    assert sentences.truncate_dim == 16
+    expected = model.encode(SENTENCES, num_layers=1, truncate_dim=16)
+    np.testing.assert_allclose(sentences.encode(SENTENCES), expected, atol=1e-5)
+    magnet("export", tmp_path / "model", tmp_path / "whole", "--to", "encoder")
+    assert SentenceTransformer(str(tmp_path / "whole"), device="cpu").truncate_dim is None
+    for to, wrong, message in (
+        ("encoder", ["--num-layers", 3], "num_layers is 3: the model has 2 layers"),
+        ("encoder", ["--num-layers", 0], "--num-layers is 0: give 1 or more"),
+        ("encoder", ["--truncate-dim", 49], "truncate_dim is 49: give a whole number from 1 to 48"),
+        (
+            "plain",
+            ["--num-layers", 1],
+            "--num-layers is for --to encoder, onnx, this is --to plain",
+        ),
+        ("onnx", ["--truncate-dim", 8], "--truncate-dim is for --to encoder, this is --to onnx"),
+    ):
+        result = magnet("export", tmp_path / "model", tmp_path / "x", "--to", to, *wrong, code=2)
+        assert result.stderr.startswith(f"magnet: {message}") and not (tmp_path / "x").exists()
+    model.config.magnet = {"matryoshka_dims": [0]}
+    with pytest.raises(ValueError, match=r"matryoshka_dims is \[0\]: give a list of whole numbers"):
+        model.encode("A cat.")
 
 
 def test_an_export_is_whole_or_not_there(magnet, folder, tmp_path, monkeypatch):
