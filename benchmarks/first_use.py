@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluation.writing import write_json
+from evaluation.common.writing import write_json
 
 from .run import machine
 

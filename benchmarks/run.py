@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from evaluation.writing import write_json
+from evaluation.common.writing import write_json
 from modeling_magnet import __version__
 
 from . import attention, encode, infill, large, startup, train

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.repetition import sentences
+from evaluation.common.texts import sentences
 from modeling_magnet.training.sources import read_rows
 
 from .timing import ROOT

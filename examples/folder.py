@@ -18,10 +18,10 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoModel
 
-from evaluation.causal import measure_causal
-from evaluation.infilling import Example, infilling_scores, perplexity_table
-from evaluation.inputs import draw_spans, tokenize_rows
-from evaluation.writing import write_text
+from evaluation.common.spans import Example, draw_spans, tokenize_rows
+from evaluation.common.writing import write_text
+from evaluation.tasks.causal import measure_causal
+from evaluation.tasks.infilling import infilling_scores, perplexity_table
 from modeling_magnet.training.sources import read_rows
 
 DATA = Path(__file__).parent / "data"

@@ -21,7 +21,7 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.words import to_iob2
+from evaluation.common.texts import to_iob2
 from modeling_magnet import load_magnet
 
 SAMPLE = Path(__file__).parent / "data" / "entities.conll"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from evaluation.writing import write_json
+from evaluation.common.writing import write_json
 from modeling_magnet import load_magnet
 from modeling_magnet.training.base import load_base, prepare_base
 from modeling_magnet.training.data import first_texts

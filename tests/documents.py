@@ -143,7 +143,11 @@ def check_command(command: str) -> None:
         assert model.model and (data.text or data.pairs)
     else:
         assert words[:2] == ["python", "-m"]
-        names = [words[2], "evaluation.run", "evaluation.inputs"]  # whose flags others pass on
+        names = [
+            words[2],
+            "evaluation.run",
+            "evaluation.subjects",
+        ]  # whose flags others pass on
         modules = [ROOT / (name.replace(".", "/") + ".py") for name in names]
         text = "".join(module.read_text(encoding="utf-8") for module in modules)
         flags = re.findall(r'add(?:_argument)?\(\s*"(--[\w-]+)"', text)

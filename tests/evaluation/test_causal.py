@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny import SENTENCES
 from transformers import LlamaForCausalLM
 
-from evaluation.causal import blocks_of, measure_causal
-from evaluation.inputs import LONGEST_SPAN, centred_examples, draw_spans, tokenize_rows
+from evaluation.common.spans import LONGEST_SPAN, centred_examples, draw_spans, tokenize_rows
+from evaluation.tasks.causal import blocks_of, measure_causal
 
 
 @pytest.fixture

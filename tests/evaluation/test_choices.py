@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from evaluation.choices import check_choices, measure_choices
+from evaluation.tasks.choices import check_choices, measure_choices
 
 QUESTIONS = {
     "What does a cat do on warm stones?": ["It sleeps there for most of the day.", "It rains."],

@@ -3,8 +3,8 @@
 import datasets
 import pytest
 
+from evaluation.common.texts import read_conll
 from evaluation.data import CHOICES, CLUSTERING, STS, Data, conll_text, fingerprint
-from evaluation.words import read_conll
 
 
 def test_files_of_a_folder(data, tmp_path):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.figures import Figure, ratio_interval, table
+from evaluation.common.figures import Figure, ratio_interval, table
 
 
 def test_intervals():

@@ -12,16 +12,17 @@ import torch
 from tiny import SENTENCES, make_model
 from transformers import LlamaForCausalLM
 
-from evaluation import infilling, inputs
-from evaluation.infilling import (
-    Example,
+from evaluation import subjects
+from evaluation.common.spans import Example, roc_examples, text_examples
+from evaluation.common.texts import STORY_COLUMNS, read_paragraphs, read_stories
+from evaluation.common.views import BLANK, PROMPT, VIEWS, rows_of_view
+from evaluation.tasks import infilling
+from evaluation.tasks.infilling import (
     InfillingPerplexity,
     SpanScore,
     infilling_scores,
     perplexity_table,
 )
-from evaluation.inputs import read_paragraphs, read_stories, roc_examples, text_examples
-from evaluation.views import BLANK, PROMPT, VIEWS, rows_of_view
 
 STORIES = [
     [
@@ -40,7 +41,7 @@ STORIES = [
     ],
     SENTENCES,
 ]
-HEADER = "\t".join(inputs.STORY_COLUMNS)
+HEADER = "\t".join(STORY_COLUMNS)
 SCRIPT = Path(infilling.__file__)
 
 
@@ -209,10 +210,10 @@ def test_stories_need_a_start_token(model, tmp_path):
     [
         ("", r"has the columns \[\], it lacks \['sentence1'"),
         (HEADER.replace("sentence3", "three") + "\n", r"it lacks \['sentence3'\]"),
-        (HEADER + "\n", "a header and no stories"),
+        (HEADER + "\n", "a header and nothing else"),
         (HEADER + "\na\tb\tc\td\te\na\tb\n", "line 3: got 2 fields, expected 5"),
         (HEADER + "\na\tb\tc\td\te\tf\n", "line 2: got 6 fields, expected 5"),
-        (HEADER + "\na\tb\t \td\te\n", "line 2: a sentence is empty, expected five"),
+        (HEADER + "\na\tb\t \td\te\n", "line 2: sentence3 is empty, expected text"),
     ],
 )
 def test_what_is_wrong_with_a_file_of_stories_is_said(model, tmp_path, content, message):
@@ -225,7 +226,7 @@ def test_what_is_wrong_with_a_file_of_stories_is_said(model, tmp_path, content, 
 def test_stories_are_read_by_column_name_and_quotes_are_text(tmp_path):
     story = ['"Go', 'away!" he said.', "A '", 'B "c"', "D"]
     path = tmp_path / "stories.tsv"
-    columns = ["id", *inputs.STORY_COLUMNS[::-1]]
+    columns = ["id", *STORY_COLUMNS[::-1]]
     path.write_text("\t".join(columns) + "\n" + "\t".join(["7", *story[::-1]]) + "\n")
     assert read_stories(path) == [story]
 
@@ -314,7 +315,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     text, output = tmp_path / "wiki.tokens", tmp_path / "results.json"
     text.write_text("\n".join([" = Harbour = ", *[" ".join(SENTENCES[:3])] * 3]))
     monkeypatch.setattr(
-        inputs, "load_base", lambda model, dtype: make_model(max_position_embeddings=512)
+        subjects, "load_base", lambda model, dtype: make_model(max_position_embeddings=512)
     )
     command = ["--model", "tiny", "--roc", str(stories), "--wikitext", str(text), "--limit", "2"]
     infilling.main([*command, "--start-token", "<s>", "--output", str(output)])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import SENTENCES, make_model, make_spaced_tokenizer
 
-from evaluation import lengths
-from evaluation.inputs import STORY_COLUMNS
-from evaluation.lengths import METHODS, MISSING, RUNS, compare, draw, passages, write
+from evaluation.common.texts import STORY_COLUMNS
+from evaluation.studies import lengths
+from evaluation.studies.lengths import METHODS, MISSING, RUNS, compare, draw, passages, write
 
 STORIES = [SENTENCES, [*SENTENCES[1:], "She bought paper."]]
 GAPS = [2, 4]

@@ -9,17 +9,17 @@ import torch
 from rouge_score import rouge_scorer
 from tiny import SENTENCES, make_model
 
-from evaluation import prompting
-from evaluation.inputs import STORY_COLUMNS
-from evaluation.judging import judge_infillings
-from evaluation.prompting import (
+from evaluation.common.generating import Continuation, continuations
+from evaluation.common.judging import judge_infillings
+from evaluation.common.texts import STORY_COLUMNS, sentences
+from evaluation.tasks import prompting
+from evaluation.tasks.prompting import (
     METHODS,
     as_table,
     measure_prompting,
     prompt_of,
     write_infillings,
 )
-from evaluation.repetition import Continuation, continuations, sentences
 
 IDA = ["Ida had a kite.", "It tore.", "She got tape.", "She mended it!", "It flew."]
 TOM = ["Tom woke up.", "He heard a cat.", "He took a lamp.", "It sat on a shelf.", "He laughed."]

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from evaluation import ratings
-from evaluation.ratings import (
+from evaluation.studies import ratings
+from evaluation.studies.ratings import (
     COLUMNS,
     agreement,
     agreement_table,

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tiny import SENTENCES, make_model, make_spaced_tokenizer
 
-from evaluation import inputs, repetition
-from evaluation.repetition import (
+from evaluation import subjects
+from evaluation.common.generating import continuations, prompt_lengths
+from evaluation.common.texts import STORY_COLUMNS, sentences
+from evaluation.tasks import repetition
+from evaluation.tasks.repetition import (
     Repetition,
-    continuations,
-    prompt_lengths,
     rep_n,
     rep_sen,
-    sentences,
 )
 
 SCRIPT = Path(repetition.__file__)
@@ -142,11 +142,11 @@ def test_a_prompt_of_five_words_ends_with_the_fifth(tiny):
 def test_command(tmp_path, capsys, monkeypatch, name):
     path = tmp_path / name
     if name.endswith("tsv"):
-        header = "\t".join(inputs.STORY_COLUMNS)
+        header = "\t".join(STORY_COLUMNS)
         path.write_text("\n".join([header, "\t".join(SENTENCES)]) + "\n", encoding="utf-8")
     else:
         path.write_text("\n".join([" = Harbour = ", *[" ".join(SENTENCES)] * 3]), encoding="utf-8")
-    monkeypatch.setattr(inputs, "load_base", lambda model, dtype: make_model())
+    monkeypatch.setattr(subjects, "load_base", lambda model, dtype: make_model())
     repetition.main(["--model", "tiny", "--text", str(path), "--limit", "2", "--new-tokens", "6"])
     printed = capsys.readouterr().out
     assert printed.startswith("Greedy continuations of up to 6 tokens, in %")

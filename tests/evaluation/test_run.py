@@ -6,11 +6,11 @@ import shutil
 import pytest
 from tiny import make_model
 
-from evaluation import run, tasks
-from evaluation.figures import Figure
+from evaluation import registry, run
+from evaluation.common.figures import Figure
+from evaluation.registry import TASKS, Suite, perplexity_ratio
 from evaluation.report import draw
 from evaluation.run import main
-from evaluation.tasks import TASKS, Suite, perplexity_ratio
 
 SMALL = Suite(
     pairs=20, titles=40, sentences=(4, 2), stories=3, paragraphs=3, long_paragraphs=2, prompted=2,
@@ -20,7 +20,7 @@ SMALL = Suite(
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(tasks.SUITES, "quick", SMALL)
+    monkeypatch.setitem(registry.SUITES, "quick", SMALL)
 
 
 def command(model, data, output, *more) -> list[str]:
@@ -35,7 +35,7 @@ def measured(magnet, data, tmp_path_factory):
     """All tasks, of a model and of three baselines of the same weights."""
     output = tmp_path_factory.mktemp("evaluation")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.SUITES, "quick", SMALL)
+        patch.setitem(registry.SUITES, "quick", SMALL)
         baselines = [f"{kind}:{magnet}" for kind in ("bidirectional", "echo")]
         status = main(command(magnet, data, output, "--baselines", *baselines))
     return output, status

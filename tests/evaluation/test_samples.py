@@ -2,8 +2,8 @@
 
 from tiny import SENTENCES, make_model
 
-from evaluation import samples
-from evaluation.inputs import STORY_COLUMNS
+from evaluation.common.texts import STORY_COLUMNS
+from evaluation.studies import samples
 
 
 def test_every_story_is_shown_as_infill_writes_it(tmp_path):

@@ -12,7 +12,8 @@ from scipy.stats import spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import v_measure_score
 
-from evaluation.sentences import (
+from evaluation.subjects import load_subject
+from evaluation.tasks.sentences import (
     check_clustering,
     check_sts,
     measure_clustering,
@@ -20,7 +21,6 @@ from evaluation.sentences import (
     prompt_of,
     spearman_interval,
 )
-from evaluation.subjects import load_subject
 
 
 class Fake:

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from tiny import SENTENCES, make_model
 
-from evaluation import ablations, steps, tasks
-from evaluation.figures import Figure
-from evaluation.tasks import SUITES
+from evaluation import registry
+from evaluation.common.figures import Figure
+from evaluation.registry import SUITES
+from evaluation.studies import ablations, steps
 from modeling_magnet import MagnetLlamaForCausalLM
 
 
@@ -41,7 +42,7 @@ def ablated(configs, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("ablations")
     small = SUITES["quick"].__class__(10, 10, (4, 2), 2, 2, 1, 1, 1, 1, 1, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.SUITES, "quick", small)
+        patch.setitem(registry.SUITES, "quick", small)
         command = ["--configs", *configs, "--ablations", "mntp", "mtp", "--output", str(output)]
         command += ["--data", str(data), "--tasks", "causal"]
         status = ablations.main(command)

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evaluation import inputs, run
+from evaluation import run
 from evaluation.specs import check_tokenizer, resolve, window_of
 from evaluation.subjects import BATCH_SIZE, load_subject
 from modeling_magnet import MagnetLlamaForCausalLM
@@ -322,7 +322,9 @@ def test_an_adapter_folder_is_magnet(folders, tmp_path):
 
 def test_smollm2_and_the_start_token(folders, tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(inputs, "load_base", lambda name, dtype: asked.append(name) or make_model())
+    monkeypatch.setattr(
+        "evaluation.subjects.load_base", lambda name, dtype: asked.append(name) or make_model()
+    )
     subject = load_subject("last-token:smollm2", start_token="<pad>")
     assert asked == ["smollm2"]
     with torch.no_grad():

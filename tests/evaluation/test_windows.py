@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import SENTENCES, make_model
 
-from evaluation.windows import SPAN, main, measure_windows, middles, read_articles
+from evaluation.tasks.windows import SPAN, main, measure_windows, middles, read_articles
 
 ARTICLE = " ".join(SENTENCES * 12)
 

@@ -10,8 +10,9 @@ from seqeval.scheme import IOB2
 from tiny import make_model
 from transformers import AutoModel
 
-from evaluation.figures import RESAMPLES
-from evaluation.words import main, measure_words, named, probe, read_conll, score, to_iob2
+from evaluation.common.figures import RESAMPLES
+from evaluation.common.texts import read_conll, to_iob2
+from evaluation.tasks.words import main, measure_words, named, probe, score
 
 TEXT = """-DOCSTART- -X- O O
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .figures import Figure
-from .inputs import read_paragraphs
-from .views import Row, token_losses
+from evaluation.common.figures import Figure
+from evaluation.common.texts import read_paragraphs
+from evaluation.common.views import Row, token_losses
 
 
 def blocks_of(

@@ -1,6 +1,6 @@
 """Repetition in greedy continuations: Rep-Sen and Rep-n (MAGNET, section 4.4, Figures 5 and 6).
 
-    python -m evaluation.repetition --model FOLDER --text wiki.valid.tokens --limit 50
+    python -m evaluation.tasks.repetition --model FOLDER --text wiki.valid.tokens --limit 50
 
 Equation 6 of the paper, "as done by prior works" (Welleck et al. 2019, Xu et al. 2022):
 
@@ -11,33 +11,24 @@ and single-sentence prefixes, respectively. The model is then tasked with autore
 text based on these prefixes", greedily. The paper leaves open what follows; here:
 
 - Each figure is of one continuation, without its prompt, and the mean over continuations is reported.
-- A sentence ends at `.`, `!` or `?`, with closing quotes and brackets, before white space, and at a
-  line break. A stop after a single capital letter or a title (`J.`, `Mr.`) ends none. What stands
-  after the last end is a sentence too. Sentences are the same if their words are, case included.
+- Sentences are those of `evaluation.common.texts.sentences`, and the same if their words are, case
+  included.
 - Words are what white space separates, so that models of different vocabularies compare.
 - A text without sentences, or with fewer than n words, repeats nothing: 0.
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import evaluate
 import numpy as np
-import torch
-from tqdm.auto import tqdm
 
-from .figures import Figure, table
-
-SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St)\.)(?<!\bMrs\.)"  # an initial or a title goes on
-    r"(?:(?<=[.!?])|(?<=[.!?][\"'”\u2019)\]]))\s+"  # \u2019: a closing single quote
-    r"|\s*\n\s*"
-)
-PROMPT_WORDS = 5
+from evaluation.common.figures import Figure, table
+from evaluation.common.generating import PROMPT_WORDS, continuations, prompt_lengths
+from evaluation.common.texts import read_paragraphs, read_stories, sentences
+from evaluation.subjects import add_model_arguments, load_model
 
 
 class Repetition(evaluate.Metric):
@@ -83,125 +74,8 @@ def rep_n(text: str, n: int = 4) -> float:
     return _repeated([tuple(words[i : i + n]) for i in range(len(words) - n + 1)])
 
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, by the rule of this module, with single spaces between words.
-
-    Example:
-        >>> sentences("Dr. J. Roe left. “Why?” Nobody\\nknew")
-        ['Dr. J. Roe left.', '“Why?”', 'Nobody', 'knew']
-    """
-    pieces = (" ".join(piece.split()) for piece in SENTENCE_END.split(text))
-    return [piece for piece in pieces if piece]
-
-
 def _repeated(items: Sequence) -> float:
     return 1.0 - len(set(items)) / len(items) if items else 0.0
-
-
-class Continuation(NamedTuple):
-    """A prompt, what the model wrote after it, and what stands there in the text."""
-
-    prompt: str
-    written: str
-    original: str
-
-
-@torch.no_grad()
-def continuations(
-    model,
-    texts: Sequence[str],
-    prompt_tokens: int | Sequence[int],
-    new_tokens: int = 128,
-    batch_size: int = 16,
-    progress: bool = True,
-) -> list[Continuation]:
-    """Continue the beginnings of texts greedily.
-
-    Args:
-        model: with a tokenizer and `magnet_settings`, whose start token begins each prompt.
-        texts: running text.
-        prompt_tokens: how many tokens of a text are its prompt, for all or one each.
-        new_tokens: the most to write, and to take of the original. A continuation ends earlier at an
-            end token, or at the start token: what stands after that is another document.
-        batch_size: prompts in a batch; those of a batch are of similar length.
-        progress: show a bar.
-
-    Returns:
-        In the order of `texts`.
-
-    Raises:
-        ValueError: numbers of texts and prompts differ, or a prompt has no token.
-    """
-    counts = [prompt_tokens] * len(texts) if isinstance(prompt_tokens, int) else list(prompt_tokens)
-    if len(counts) != len(texts):
-        raise ValueError(f"got {len(texts)} texts and {len(counts)} prompt lengths: give one each")
-    tokenizer, settings = model.text_tokenizer, model.magnet_settings
-    start = [] if settings.start_token_id is None else [settings.start_token_id]
-    token_ids = tokenizer.ids(list(texts))
-    prompts = [start + ids[:count] for ids, count in zip(token_ids, counts, strict=True)]
-    for i, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
-        if count < 0 or not prompt:
-            raise ValueError(f"text {i} has a prompt of {count} tokens: give 1 or more")
-    ends = _ids(model.generation_config.eos_token_id) | {settings.end_token_id, *start}
-    written: list[list[int]] = [[] for _ in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
-    for first in tqdm(range(0, len(order), batch_size), desc="Continuing", disable=not progress):
-        batch = order[first : first + batch_size]
-        longest = len(prompts[batch[-1]])
-        padding = [longest - len(prompts[i]) for i in batch]
-        ids = [
-            [settings.end_token_id] * n + prompts[i] for n, i in zip(padding, batch, strict=True)
-        ]
-        output = model.generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(
-                [[0] * n + [1] * (longest - n) for n in padding], device=model.device
-            ),
-            max_new_tokens=new_tokens,
-            eos_token_id=sorted(ends),
-            pad_token_id=settings.end_token_id,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,  # a checkpoint's generation config may hold others
-            no_repeat_ngram_size=0,
-        )
-        for i, row in zip(batch, output[:, longest:].tolist(), strict=True):
-            stop = next((j for j, token in enumerate(row) if token in ends), len(row))
-            written[i] = row[:stop]
-
-    made = []
-    for prompt, row, ids, count in zip(prompts, written, token_ids, counts, strict=True):
-        later = tokenizer.continued if count else tokenizer
-        original = later.decode(ids[count : count + new_tokens])
-        made.append(Continuation(tokenizer.decode(prompt), later.decode(row), original))
-    return made
-
-
-def prompt_lengths(
-    texts: Sequence[str], tokenizer, characters: Sequence[int] | None = None
-) -> list[int]:
-    """How many tokens of each text its prompt has.
-
-    Args:
-        texts: running text.
-        tokenizer: a model's `text_tokenizer`.
-        characters: how many characters of each text are its prompt. None: those of its first 5
-            words, as the paper has it for WikiText-103.
-    """
-    if characters is None:
-        words = [list(re.finditer(r"\S+", text))[:PROMPT_WORDS] for text in texts]
-        characters = [found[-1].end() if found else 0 for found in words]
-    _, offsets = tokenizer.ids_and_offsets(list(texts))
-    return [
-        sum(end <= limit for _, end in ends)
-        for ends, limit in zip(offsets, characters, strict=True)
-    ]
-
-
-def _ids(value: int | list[int] | None) -> set[int]:
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else set(value)
 
 
 def measure_repetition(
@@ -232,9 +106,6 @@ def measure_repetition(
     Raises:
         ValueError: the file cannot be read, or no text is long enough.
     """
-    # Here, not above: `evaluate.load` copies this file without the modules that these import.
-    from .inputs import read_paragraphs, read_stories
-
     generator = np.random.default_rng(seed)
     if str(path).endswith(".tsv"):
         stories = read_stories(path)
@@ -261,8 +132,6 @@ def measure_repetition(
 
 def main(command_line: list[str] | None = None) -> None:
     """Print Rep-Sen and Rep-n of a model's continuations and of the true ones."""
-    from .inputs import add_model_arguments, load_model  # as above
-
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument(

@@ -2,57 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from rouge_score import rouge_scorer
 
-from .figures import Figure
-from .repetition import _ids, prompt_lengths, sentences
-from .views import Row, token_losses
+from evaluation.common.figures import Figure
+from evaluation.common.gaps import Gap, checked, parts_of
+from evaluation.common.generating import id_set
+from evaluation.common.texts import sentences
+from evaluation.common.views import Row, token_losses
 
 REFERENCE = "reference"
 """The missing sentence's name among the methods."""
 
 JUDGEMENTS = ("ROUGE-L", "similarity", "story perplexity", "copied", "length", "empty")
-Gap = tuple[Sequence[str], int]
-"""A story of five sentences, and the number of the missing one, 1 to 5."""
-
-
-class Parts(NamedTuple):
-    """The text before the missing sentence, itself, and the text after it."""
-
-    left: str
-    missing: str
-    right: str
-
-
-def parts_of(story: Sequence[str], gap: int) -> Parts:
-    """The parts of a story, its sentences joined by spaces."""
-    return Parts(" ".join(story[: gap - 1]), story[gap - 1], " ".join(story[gap:]))
-
-
-def checked(stories: Sequence[Sequence[str]], gaps: Sequence[int]) -> list[Gap]:
-    """Each story with its gap; a ValueError where they do not fit."""
-    if len(stories) != len(gaps):
-        raise ValueError(f"got {len(stories)} stories and {len(gaps)} gaps: give one gap a story")
-    for i, (story, gap) in enumerate(zip(stories, gaps, strict=True)):
-        if len(story) != 5 or not all(story) or gap not in range(1, 6):
-            raise ValueError(
-                f"story {i} is {list(story)}, its gap {gap}: give five sentences that are not empty, "
-                "and the number of one of them"
-            )
-    return list(zip(stories, gaps, strict=True))
-
-
-def token_counts(tokenizer, pairs: Sequence[Gap]) -> list[int]:
-    """Of each missing sentence its tokens, as they stand in the whole text."""
-    texts = [" ".join(story) for story, _ in pairs]
-    begins, ends = (
-        prompt_lengths(texts, tokenizer, [len(" ".join(story[: gap - n])) for story, gap in pairs])
-        for n in (1, 0)
-    )
-    return [end - begin for begin, end in zip(begins, ends, strict=True)]
 
 
 def judge_infillings(
@@ -147,7 +110,7 @@ def _story_losses(
         for method in written
         for text, pair in zip(written[method], pairs, strict=True)
     ]
-    start = list(_ids(judge.magnet_settings.start_token_id))
+    start = list(id_set(judge.magnet_settings.start_token_id))
     token_ids = judge.text_tokenizer.ids(texts)
     rows = [Row([*start, *ids], None, [*range(1, len(start) + len(ids))]) for ids in token_ids]
     losses = token_losses(judge, rows, batch_size, "Judging" if progress else None)

@@ -1,6 +1,6 @@
 """Chunking, entities and parts of speech by a linear classifier on frozen vectors (Table 1).
 
-    python -m evaluation.words --model FOLDER --train eng.train --test eng.testa --output results.json
+    python -m evaluation.tasks.words --model FOLDER --train eng.train --test eng.testa --output results.json
 
 The protocol is that of MAGNET's section 4.1 and appendix A: the last layer, frozen; a word's vector is
 the mean over its tokens, by default of two outputs each, with `--states paper` of the paper's one; 4000 steps of 8 sentences at a learning rate of 5e-4, dropout 0.1. Table 1's
@@ -13,7 +13,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,70 +22,13 @@ from seqeval.metrics.sequence_labeling import get_entities
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .figures import Figure, table
-from .subjects import load_subject
-from .writing import output_file, write_json
+from evaluation.common.figures import Figure, table
+from evaluation.common.texts import Sentence, read_conll
+from evaluation.common.writing import output_file, write_json
+from evaluation.subjects import load_subject
 
 TASKS = ("chunk", "ner", "pos")
 ENCODE_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """Words and, for each of `pos`, `chunk` and `ner`, a tag a word."""
-
-    words: list[str]
-    tags: dict[str, list[str]]
-
-
-def read_conll(path: str | Path) -> list[Sentence]:
-    """Read a file of CoNLL-2003, which is research data that may not be passed on.
-
-    Args:
-        path: of a UTF-8 file. A line is a word, its part of speech, its chunk tag and its entity tag
-            (IOB1 as in the original, or IOB2); sentences end at an empty or a `-DOCSTART-` line.
-
-    Returns:
-        Its sentences; chunk and entity tags in IOB2.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no sentence, or a line has not four columns, the last two IOB tags.
-    """
-    sentences: list[Sentence] = []
-    rows: list[list[str]] = []
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate([*lines, ""], start=1):
-        columns = line.split()
-        if columns and columns[0] != "-DOCSTART-":
-            iob = all(tag == "O" or tag.startswith(("B-", "I-")) for tag in columns[2:])
-            if len(columns) != 4 or not iob:
-                raise ValueError(
-                    f"{path}, line {number}: got {len(columns)} columns {columns}, expected 4: word, "
-                    "part of speech, chunk and entity tag (O, B-... or I-...)"
-                )
-            rows.append(columns)
-        elif rows:
-            words, pos, chunk, ner = (list(column) for column in zip(*rows, strict=True))
-            tagged = {"pos": pos, "chunk": to_iob2(chunk), "ner": to_iob2(ner)}
-            sentences.append(Sentence(words, tagged))
-            rows = []
-    if not sentences:
-        raise ValueError(f"{path} holds no sentence: give a file of CoNLL-2003, such as eng.train")
-    return sentences
-
-
-def to_iob2(tags: list[str]) -> list[str]:
-    """The tags of a sentence with `B-` at the start of every span; IOB2 stays as it is.
-
-    IOB1 writes `B-` only where a span touches another of its type. seqeval's default mode reads the
-    same spans from both (an `I-` that continues none starts one), its strict IOB2 mode does not. But
-    Table 1's accuracies are of IOB2, and so rare a `B-` is hardly learnt: touching spans get joined.
-    """
-    return [
-        "B-" + tag[2:] if tag.startswith("I-") and before[2:] != tag[2:] else tag
-        for before, tag in zip(["O", *tags], tags, strict=False)
-    ]
 
 
 def probe(

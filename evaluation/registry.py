@@ -7,25 +7,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .causal import blocks_of, measure_causal
-from .choices import check_choices, measure_choices
-from .data import check_stories, check_text, check_words
-from .figures import Figure
-from .infilling import SpanScore, infilling_scores, perplexity_table
-from .inputs import centred_examples, roc_examples, text_examples
-from .prompting import measure_prompting
-from .repetition import measure_repetition
-from .sentences import (
+from evaluation.common.figures import Figure
+from evaluation.common.spans import centred_examples, roc_examples, text_examples
+from evaluation.data import check_stories, check_text, check_words
+from evaluation.specs import Spec
+from evaluation.subjects import Subject
+from evaluation.tasks.causal import blocks_of, measure_causal
+from evaluation.tasks.choices import check_choices, measure_choices
+from evaluation.tasks.infilling import SpanScore, infilling_scores, perplexity_table
+from evaluation.tasks.prompting import measure_prompting
+from evaluation.tasks.repetition import measure_repetition
+from evaluation.tasks.sentences import (
     check_clustering,
     check_sts,
     measure_clustering,
     measure_sts,
     prompt_of,
 )
-from .specs import Spec
-from .subjects import Subject
-from .windows import WINDOWS, measure_windows, middles, read_articles
-from .words import measure_words, named
+from evaluation.tasks.windows import WINDOWS, measure_windows, middles, read_articles
+from evaluation.tasks.words import measure_words, named
 
 SPAN_LENGTHS = (8, 16, 32, 64, 128)
 

@@ -1,6 +1,6 @@
 """What each objective gives: run the configs of Table 7 and Figure 7, measure them, collect the rows.
 
-    python -m evaluation.ablations --configs training/configs/smollm2-135m.yaml training/configs/smollm2-135m-cpu.yaml \\
+    python -m evaluation.studies.ablations --configs training/configs/smollm2-135m.yaml training/configs/smollm2-135m-cpu.yaml \\
         --data DIR --output outputs/ablations
 
 Trains `training/configs/ablations/NAME.yaml` over the first config and under the others, each in a
@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import run
-from .figures import Figure, table
-from .report import draw_lines, figures_of
-from .writing import write_text
+from evaluation import run
+from evaluation.common.figures import Figure, table
+from evaluation.common.writing import write_text
+from evaluation.report import draw_lines, figures_of
 
-CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "ablations"
+CONFIGS = Path(__file__).parents[2] / "training" / "configs" / "ablations"
 TABLE_7 = ("mntp", "sscl", "mntp-msg", "sscl-msg", "all", "mtp")
 
 

@@ -1,6 +1,6 @@
 """A missing sentence of each story as `model.infill` writes it, all shown and none picked, in Markdown.
 
-    python -m evaluation.samples --model checkpoints/magnet-smollm2-135m --stories examples/data/stories.tsv \\
+    python -m evaluation.studies.samples --model checkpoints/magnet-smollm2-135m --stories examples/data/stories.tsv \\
         --output infillings.md
 
 The call is `model.infill(prefix, suffix)`, greedy, without a length; which sentence is missing is
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
-from .inputs import add_model_arguments, load_model, read_stories
-from .judging import parts_of
-from .lengths import GREEDY
-from .writing import output_file, write_text
+from evaluation.common.gaps import parts_of
+from evaluation.common.generating import GREEDY
+from evaluation.common.texts import read_stories
+from evaluation.common.writing import output_file, write_text
+from evaluation.subjects import add_model_arguments, load_model
 
 
 def samples(model, stories: Sequence[Sequence[str]], seed: int = 0, progress: bool = True) -> str:

@@ -1,6 +1,6 @@
 """How infilling finds a length that nobody gives: ways to do it, compared on what is missing in texts.
 
-    python -m evaluation.lengths --model FOLDER --roc dev.tsv --text wiki.parquet --limit 50 --judge BASE \\
+    python -m evaluation.studies.lengths --model FOLDER --roc dev.tsv --text wiki.parquet --limit 50 --judge BASE \\
         --encoder sentence-transformers/all-MiniLM-L6-v2 --output lengths.json
 
 - `known`: the gap is as long as what is missing (the paper's setting). What the others are compared with.
@@ -16,18 +16,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from evaluation.common.figures import Figure, table
+from evaluation.common.gaps import Gap, checked, fill_gaps, parts_of, token_counts
+from evaluation.common.judging import REFERENCE, judge_infillings
+from evaluation.common.texts import read_stories, sentences
+from evaluation.common.views import Row, token_losses
+from evaluation.common.writing import output_file, write_json
+from evaluation.subjects import add_model_arguments, load_model
 from modeling_magnet.training.sources import read_rows
-
-from .figures import Figure, table
-from .inputs import add_model_arguments, load_model, read_stories
-from .judging import REFERENCE, Gap, checked, judge_infillings, parts_of, token_counts
-from .repetition import sentences
-from .views import Row, token_losses
-from .writing import output_file, write_json
 
 METHODS = ("known", "guessed", "ends")
 LONGEST = 64
@@ -41,10 +41,6 @@ RUNS = (4, 8, 16, 32, 64)
 
 SEAM = 16
 """Suffix tokens over which the seam is read."""
-
-GREEDY = {
-    "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-}  # fmt: skip
 
 
 def passages(texts: Sequence[str]) -> list[list[str]]:
@@ -108,25 +104,12 @@ def write(
         batch_size: texts decoded together.
         progress: show a bar.
     """
-    parts = [parts_of(*pair) for pair in pairs]
-    sizes = token_counts(model.text_tokenizer, pairs)
-    end = model.magnet_settings.end_token_id
-    arguments = GREEDY | ({"suppress_tokens": [end]} if method == "known" else {})
-    written = [""] * len(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: len(parts[i].left) + len(parts[i].right))
-    steps = range(0, len(order), batch_size)
-    for first in tqdm(steps, desc=method, disable=not progress):
-        batch = order[first : first + batch_size]
-        length = {"known": [sizes[i] for i in batch], "ends": LONGEST}.get(method)
-        spans = model.infill(
-            [parts[i].left for i in batch],
-            [f" {parts[i].right}".rstrip() for i in batch],
-            span_length=length,
-            **arguments,
-        )
-        for i, span in zip(batch, spans, strict=True):
-            written[i] = span.strip()
-    return written
+    arguments: dict[str, Any] = {"span_lengths": LONGEST if method == "ends" else None}
+    if method == "known":
+        arguments["span_lengths"] = token_counts(model.text_tokenizer, pairs)
+        arguments["suppress_tokens"] = [model.magnet_settings.end_token_id]
+    bar = method if progress else None
+    return fill_gaps(model, pairs, batch_size=batch_size, description=bar, **arguments)
 
 
 def compare(

@@ -1,6 +1,6 @@
 """Figures against training steps, of the checkpoints of one or more runs (Figure 6).
 
-    python -m evaluation.steps --runs outputs/magnet outputs/llm2vec-mntp --tasks repetition \\
+    python -m evaluation.studies.steps --runs outputs/magnet outputs/llm2vec-mntp --tasks repetition \\
         --data DIR --output outputs/steps
 
 All other flags are those of `evaluation.run`, which measures each checkpoint, and resumes. Writes
@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation import run
+from evaluation.common.figures import Figure, table
+from evaluation.common.writing import write_text
+from evaluation.report import draw_lines, figures_of
 from modeling_magnet.training.export import write_adapter
-
-from . import run
-from .figures import Figure, table
-from .report import draw_lines, figures_of
-from .writing import write_text
 
 Curves = dict[str, dict[str, list[tuple[float, Figure]]]]
 

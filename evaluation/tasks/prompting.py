@@ -1,6 +1,6 @@
 """Infilling as a base model can do it, by prompts (MAGNET, section 4.3, Tables 5, 9, 10, Appendix B).
 
-    python -m evaluation.prompting --model FOLDER --roc dev.tsv --limit 100 --output infillings.json
+    python -m evaluation.tasks.prompting --model FOLDER --roc dev.tsv --limit 100 --output infillings.json
 
 One of the middle sentences of a five-sentence story is missing. `METHODS` are the ways to write it:
 
@@ -15,7 +15,7 @@ in the paper. The prompts are the paper's, word for word, except that no full st
 `<text>`, `<past-context>`, `<future-context>` and `Middle:`: the sentences have their own.
 
 A gap is filled as `infill` does it, up to its last token. What is written after the left context or
-a prompt is cut to its first sentence, by the rule of `evaluation.repetition`; after a prompt, quotes
+a prompt is cut to its first sentence, by the rule of `evaluation.common.texts`; after a prompt, quotes
 around the whole of it fall away.
 """
 
@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from .figures import Figure, table
-from .inputs import add_model_arguments, load_model, read_stories
-from .judging import JUDGEMENTS, REFERENCE, Gap, checked, judge_infillings, parts_of, token_counts
-from .repetition import _ids, continuations, sentences
-from .writing import output_file, write_json
+from evaluation.common.figures import Figure, table
+from evaluation.common.gaps import Gap, checked, fill_gaps, parts_of, token_counts
+from evaluation.common.generating import continuations, id_set
+from evaluation.common.judging import JUDGEMENTS, REFERENCE, judge_infillings
+from evaluation.common.texts import read_stories, sentences
+from evaluation.common.writing import output_file, write_json
+from evaluation.subjects import add_model_arguments, load_model
 
 LINE_BY_LINE = (
     "You have a five-sentence story with some missing text.\n"
@@ -169,30 +170,17 @@ def _first_sentence(text: str, method: str) -> str:
 
 
 def _fill_gaps(model, pairs: list[Gap], method: str, batch_size: int, progress: bool) -> list[str]:
-    texts = [" ".join(story) for story, _ in pairs]
-    parts = [parts_of(*pair) for pair in pairs]
-    sizes = token_counts(model.text_tokenizer, pairs)
-    settings = model.magnet_settings
-    ends_of_text = _ids(model.generation_config.eos_token_id) | {settings.end_token_id}
-    ends_of_text |= _ids(settings.start_token_id)
-    written = [""] * len(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: len(texts[i]))
-    steps = range(0, len(order), batch_size)
-    for first in tqdm(steps, desc=method, disable=not progress):
-        batch = order[first : first + batch_size]
-        spans = model.infill(
-            [parts[i].left for i in batch],
-            [f" {parts[i].right}".rstrip() for i in batch],
-            span_length=[sizes[i] for i in batch] if method == "both_sides" else None,
-            eos_token_id=sorted(ends_of_text),
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,  # a checkpoint's generation config may hold others
-            no_repeat_ngram_size=0,
-        )
-        for i, span in zip(batch, spans, strict=True):
-            written[i] = span.strip()
-    return written
+    ends = id_set(model.generation_config.eos_token_id) | id_set(
+        model.magnet_settings.start_token_id
+    )
+    return fill_gaps(
+        model,
+        pairs,
+        token_counts(model.text_tokenizer, pairs) if method == "both_sides" else None,
+        batch_size,
+        method if progress else None,
+        eos_token_id=sorted(ends | {model.magnet_settings.end_token_id}),
+    )
 
 
 def measure_prompting(
@@ -210,7 +198,7 @@ def measure_prompting(
 
     Args:
         model: as in `write_infillings`.
-        path: as for `evaluation.inputs.read_stories`.
+        path: as for `evaluation.common.texts.read_stories`.
         limit: stories to use at most. None: all, but for the five of `five_shot`, which are drawn
             first. A story has the same gap whatever the limit.
         seed: of the stories, their gaps and the bootstrap.
@@ -273,7 +261,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--encoder", help="sentence-transformers model that judges similarity")
     parser.add_argument("--show", type=int, default=0, help="stories to print with infillings")
     parser.add_argument(
-        "--output", type=output_file, help="JSON file to write, for evaluation.ratings"
+        "--output", type=output_file, help="JSON file to write, for evaluation.studies.ratings"
     )
     options = parser.parse_args(command_line)
     encoder, start = None, options.start_token

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .data import CHOICES
-from .figures import Figure
+from evaluation.common.figures import Figure
+from evaluation.data import CHOICES
 
 TITLES = {"mmlu": "MMLU", "arc_easy": "ARC-easy", "piqa": "PIQA"}
 FOLDERS = ("arc", "mmlu/default", "piqa")  # lm-eval takes up to 20 s to index all of its tasks

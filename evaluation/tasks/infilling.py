@@ -1,12 +1,12 @@
 """Perplexity of infilling (MAGNET, section 4.3, Table 4, and the long spans of Appendix E).
 
-    python -m evaluation.infilling --model FOLDER --roc dev.tsv --wikitext wiki.valid.tokens \\
+    python -m evaluation.tasks.infilling --model FOLDER --roc dev.tsv --wikitext wiki.valid.tokens \\
         --limit 100 --output results.json
 
 "For ROC Stories, we randomly mask out a sentence from each 5-sentence story, while for Wikitext-103,
 we mask up to three spans with lengths ranging from 8 to 32 tokens. Following Donahue et al. (2020),
 we compute PPL only for the tokens comprising the original masked out spans." The same span tokens
-are scored in the four views of `evaluation.views`.
+are scored in the four views of `evaluation.common.views`.
 
 A text is tokenised once, as running text, after the model's start token. So a span begins and ends
 on a token border of that text, and all views score the same tokens. The space between two sentences
@@ -22,34 +22,14 @@ import datasets
 import evaluate
 import numpy as np
 
-from .figures import Figure
-from .views import VIEWS, rows_of_view, token_losses
-from .writing import output_file, write_json
+from evaluation.common.figures import Figure
+from evaluation.common.spans import Example, roc_examples, text_examples
+from evaluation.common.views import VIEWS, rows_of_view, token_losses
+from evaluation.common.writing import output_file, write_json
+from evaluation.subjects import add_model_arguments, load_model
 
 LENGTH_BINS = (8, 16, 32, 64, 128)
 """Upper ends of the span lengths that are reported together, in tokens."""
-
-
-class Example(NamedTuple):
-    """A text with spans to infill; `positions` says where each span stands, from 1 to 5.
-
-    In a story that is the number of the sentence, in other text the fifth that the span begins in.
-    """
-
-    token_ids: list[int]
-    span_ids: list[int]
-    positions: list[int]
-
-    @classmethod
-    def of_text(cls, token_ids: list[int], span_ids: list[int]) -> "Example":
-        """An example whose positions are the fifths of the text in which the spans begin."""
-        if len(token_ids) != len(span_ids):
-            raise ValueError(
-                f"got {len(token_ids)} tokens and {len(span_ids)} entries of a span map: give one "
-                "entry a token"
-            )
-        firsts = [span_ids.index(k) for k in sorted(set(span_ids) - {0})]
-        return cls(token_ids, span_ids, [5 * first // len(span_ids) + 1 for first in firsts])
 
 
 class SpanScore(NamedTuple):
@@ -103,8 +83,8 @@ def infilling_scores(
 
     Args:
         model: a MAGNET model in evaluation mode, as `from_pretrained` returns it.
-        examples: such as those of `evaluation.inputs`.
-        views: some of `evaluation.views.VIEWS`.
+        examples: such as those of `evaluation.common.spans`.
+        views: some of `evaluation.common.views.VIEWS`.
         batch_size: rows in a forward pass; those of a batch are of similar length.
         seed: of the shuffled context.
         progress: show a bar.
@@ -203,9 +183,6 @@ def as_table(results: dict[str, dict[str, Any]]) -> str:
 
 def main(command_line: list[str] | None = None) -> None:
     """Print the infilling perplexities of a model on stories and paragraphs."""
-    # Here, not above: `evaluate.load` copies this file without what these import in turn.
-    from .inputs import add_model_arguments, load_model, roc_examples, text_examples
-
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--roc", help="TSV with the columns sentence1 to sentence5")

