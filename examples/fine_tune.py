@@ -66,10 +66,7 @@ def main(command_line: list[str] | None = None) -> None:
     )
     trainer.train()
     trainer.save_model(str(options.output / "model"))
-    after = measure(load_magnet(options.output / "model").eval(), options.count)
-    print(f"\n{'':40}{'before':>10}{'after':>10}")
-    for name, value in before.items():
-        print(f"{name:40}{value:10.2f}{after[name]:10.2f}")
+    print_both(before, measure(load_magnet(options.output / "model").eval(), options.count))
     print(f"\nThe fine-tuned model: {options.output / 'model'}")
 
 
@@ -86,6 +83,13 @@ def sample(model) -> list[dict[str, str]]:
 def read(path: Path) -> list[dict[str, str]]:
     """The rows of a JSON lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def print_both(before: dict[str, float], after: dict[str, float]) -> None:
+    """A line per figure, before and after."""
+    print(f"\n{'':40}{'before':>10}{'after':>10}")
+    for name, value in before.items():
+        print(f"{name:40}{value:10.2f}{after[name]:10.2f}")
 
 
 def measure(model, count: int) -> dict[str, float]:

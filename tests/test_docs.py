@@ -106,6 +106,10 @@ CLAIMS = {
         lambda left, desk: (desk / "outputs/python/model/adapter_config.json").exists(),
         lambda left, desk: left["both"].state.global_step == 2 and left["result"].training_loss > 0,
     ],
+    "distil": [
+        lambda left, desk: left["trainer"].state.log_history[-1]["train_loss"] > 0,
+        lambda left, desk: left["model"].encode(left["texts"]).shape == (4, 576),
+    ],
     "fine-tune": [
         lambda left, desk: left["triplets"].column_names == ["anchor", "positive", "negative"],
         lambda left, desk: left["difference"] == 0 and left["short"].shape == (3, 64),

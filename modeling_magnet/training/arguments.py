@@ -206,7 +206,7 @@ class DataArguments(ExampleArguments):
     )
     pairs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Source of the sentence pairs; none without sscl and cosent."},
+        metadata={"help": "Source of the sentence pairs; none in a run of text alone."},
     )
     pairs_config: str | None = field(
         default=None, metadata={"help": "Configuration of a `datasets` id."}
@@ -224,6 +224,13 @@ class DataArguments(ExampleArguments):
         metadata={
             "help": "Column of `pairs` that holds how alike the two texts are, from 0 to 1: what the "
             "objective cosent works on."
+        },
+    )
+    vector_columns: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Columns of `pairs` with a teacher's vectors, one for each of pair_columns, as "
+            "`modeling_magnet.training.vectors` writes them: what the objective distil works on."
         },
     )
     group_column: str | None = field(
@@ -266,15 +273,23 @@ class DataArguments(ExampleArguments):
             raise ValueError(
                 f"pair_columns is {self.pair_columns}: two texts have a score ({self.score_column})"
             )
+        if self.vector_columns and len(self.vector_columns) != len(self.pair_columns):
+            raise ValueError(
+                f"vector_columns is {self.vector_columns}, pair_columns {self.pair_columns}: give one of "
+                "vectors for each of texts"
+            )
         if self.group_size < 1:
             raise ValueError(f"group_size is {self.group_size}: give 1 or more")
 
 
-OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence", "cosent")
+OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence", "cosent", "distil")
 """The losses by name: masked next-token prediction, contrastive learning and missing-span generation
 (section 3.2); on blocks that are one span next-token prediction and the divergence from the base
-model; and on scored pairs CoSENT. The contrastive loss is self-supervised (SSCL) on pairs that were
+model; on scored pairs CoSENT; and distillation from a teacher's vectors. The contrastive loss is self-supervised (SSCL) on pairs that were
 made, and supervised on pairs that are labelled."""
+
+OF_PAIRS = ("sscl", "cosent", "distil")
+"""Those that work on sentence vectors."""
 
 
 @dataclass
@@ -293,7 +308,7 @@ class MagnetTrainingArguments(TrainingArguments):
         },
     )
     temperature: float = field(
-        default=0.1, metadata={"help": "Of the InfoNCE loss (paper: 0.1) and of CoSENT."}
+        default=0.1, metadata={"help": "Of the InfoNCE loss (paper: 0.1), of CoSENT and of distil."}
     )
     masked_token_prediction: bool = field(
         default=False,
@@ -357,7 +372,7 @@ class MagnetTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be {wanted!r}: {why}")
         if self.ddp_find_unused_parameters is None:  # the projection head rests without pairs
             self.ddp_find_unused_parameters = not all(
-                phase.get("sscl", 0) + phase.get("cosent", 0) > 0
+                any(phase.get(name, 0) > 0 for name in OF_PAIRS)
                 for phase in self.objective_schedule
             )
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:

@@ -59,7 +59,8 @@ class MagnetCollator:
             token that it names; with documents kept apart `document_ids`, and with
             spans in longer gaps `position_ids`, of the same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
             pairs, length), the sentences, their positives and, if there are any, hard negatives,
-            without start and end token; where pairs have scores `pair_scores`, (pairs,).
+            without start and end token; where pairs have scores `pair_scores`, (1, pairs), and where they have
+            a teacher's vectors `teacher_vectors`, (views, pairs, size).
         """
         batch: dict[str, torch.Tensor] = {}
         if items[0].block is not None:
@@ -71,7 +72,10 @@ class MagnetCollator:
         if items[0].pairs:
             batch |= self._tokenize_pairs(items)
         if items[0].scores is not None:
-            batch["pair_scores"] = torch.tensor([s for item in items for s in item.scores or ()])
+            batch["pair_scores"] = torch.tensor([[s for item in items for s in item.scores or ()]])
+        if items[0].vectors is not None:
+            vectors = np.stack([one for item in items for one in item.vectors or ()], axis=1)
+            batch["teacher_vectors"] = torch.from_numpy(vectors)
         return batch
 
     @property
@@ -234,7 +238,8 @@ class MagnetCollator:
         first = items[0]
         prompt = self._draw_prompt(None if first.held_out else first.index // self.items_a_step)
         views = list(range(len(first.pairs[0])))
-        views = [0, 0] if views == [0] else views  # dropout alone makes the positive
+        if views == [0] and first.vectors is None:
+            views = [0, 0]  # dropout alone makes the positive
         texts = [prompt + pair[view] for view in views for item in items for pair in item.pairs]
         limit = self.arguments.pair_length - self.settings.special_tokens
         rows = [torch.tensor(ids[:limit]) for ids in self._text_tokenizer.ids(texts)]

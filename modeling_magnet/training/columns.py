@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from .sources import Row, text_fault, usable_rows
-from .tables import PAIR, Pairs, check_score
+from .tables import PAIR, VECTORS, Pairs, check_score, check_vectors
 
 LABELS = ("label", "labels", "score", "scores")
 """What sentence-transformers takes for a label."""
@@ -16,17 +16,42 @@ LABELS = ("label", "labels", "score", "scores")
 FITS = (
     "give `text` (for MNTP, MSG and NTP); or texts alone, the first a query, the second its positive, "
     "all others hard negatives, such as anchor, positive, negative_1 (contrastive); or two texts and a "
-    "score from 0 to 1, such as sentence1, sentence2, score (CoSENT). rename_columns, select_columns and "
+    "score from 0 to 1, such as sentence1, sentence2, score (CoSENT); or texts and as many lists of numbers, "
+    "a teacher's vectors, such as text, vector (distillation). rename_columns, select_columns and "
     "remove_columns change a dataset's"
 )
 
 
+NEEDS = {
+    "text": ("mntp", "msg", "ntp", "divergence"),
+    "pairs": ("sscl",),
+    "scored": ("cosent",),
+    "taught": ("distil",),
+}
+"""The objectives by what they work on."""
+
+
 class Part(NamedTuple):
-    """A dataset and what it is for: `text`, `pairs` or `scored` pairs."""
+    """A dataset and what it is for.
+
+    Attributes:
+        kind: `text`, `pairs`, `scored` pairs, or `taught` texts, which have a teacher's vectors.
+        dataset: whose columns were told apart.
+        texts: columns of text.
+        score: column of scores.
+        vectors: columns of vectors, one for each of `texts`, or none. Pairs may have them too.
+    """
 
     kind: str
     dataset: datasets.Dataset
-    columns: tuple[str, ...]
+    texts: tuple[str, ...]
+    score: str | None = None
+    vectors: tuple[str, ...] = ()
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What can be trained on it."""
+        return NEEDS[self.kind] + (("distil",) if self.vectors and self.kind != "taught" else ())
 
 
 def recognize(given: Any, name: str) -> dict[str, Part]:
@@ -61,23 +86,34 @@ def _part(dataset: Any, where: str) -> Part:
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(f"{where} is {type(dataset).__name__}: give a datasets.Dataset")
     columns = dataset.column_names
-    kinds = {
-        name: feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-        for name, feature in dataset.features.items()
-    }
+    kinds = {name: _kind(feature) for name, feature in dataset.features.items()}
     texts = tuple(name for name in columns if kinds[name] in ("string", "large_string"))
-    labels = tuple(name for name in columns if name in LABELS)
-    if "text" in texts and not labels:
+    vectors = tuple(name for name in columns if kinds[name].startswith("list of float"))
+    labels = tuple(name for name in columns if name in LABELS and name not in vectors)
+    if "text" in texts and not labels and not vectors:
         return Part("text", dataset, ("text",))
-    if len(labels) == 1 and len(texts) == 2 and re.match("float|u?int", kinds[labels[0]]):
-        return Part("scored", dataset, (*texts, labels[0]))
+    nothing_else = len(texts) + len(vectors) == len(columns) and not any(map(_is_id, texts))
     if not labels and {"anchor", "positive"} <= set(texts):  # by name, whatever else there is
+        nothing_else = True
         negatives = tuple(name for name in texts if name.startswith("negative"))
-        return Part("pairs", dataset, ("anchor", "positive", *negatives))
-    if not labels and 2 <= len(texts) == len(columns) and not any(map(_is_id, texts)):
-        return Part("pairs", dataset, texts)
+        texts = ("anchor", "positive", *negatives)
+    if len(vectors) in (0, len(texts)):
+        if len(labels) == 1 and len(texts) == 2 and re.match("float|u?int", kinds[labels[0]]):
+            return Part("scored", dataset, texts, labels[0], vectors)
+        if not labels and len(texts) >= 2 and nothing_else:
+            return Part("pairs", dataset, texts, None, vectors)
+        if not labels and len(texts) == 1 and vectors:
+            return Part("taught", dataset, texts, None, vectors)
     shown = ", ".join(f"{name} ({kinds[name]})" for name in columns) or "none"
     raise ValueError(f"{where} has the columns {shown}, which fit no objective: {FITS}")
+
+
+def _kind(feature: Any) -> str:
+    if isinstance(feature, datasets.Value):
+        return feature.dtype
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return f"list of {_kind(feature.feature)}"
+    return type(feature).__name__
 
 
 def _is_id(column: str) -> bool:
@@ -95,11 +131,12 @@ def pairs_of(part: Part, name: str) -> Pairs:
 
     Raises:
         ValueError: a text is missing or blank, a negative is its positive or its query, or a score is
-            not from 0 to 1.
+            not from 0 to 1, or a vector cannot be used.
     """
-    scored = part.kind == "scored"
-    texts = part.columns[:-1] if scored else part.columns
-    table = part.dataset.with_format(None).select_columns(list(part.columns))
+    texts = part.texts
+    scores = () if part.score is None else (part.score,)
+    size = None
+    table = part.dataset.with_format(None).select_columns([*texts, *scores, *part.vectors])
     for i, row in enumerate(table):
         where = f"row {i} of {name}"
         fault = text_fault(row, texts)
@@ -112,7 +149,10 @@ def pairs_of(part: Part, name: str) -> Pairs:
                         f"{where}: {negative} is the same as {other} ({row[other]!r:.80}): leave such "
                         "rows out (dataset.filter), or give another negative"
                     )
-        if scored:
-            check_score(row[part.columns[-1]], where)
-    names = (*PAIR[: len(texts)], "score") if scored else PAIR[: len(texts)]
-    return Pairs(table.rename_columns(dict(zip(part.columns, names, strict=True))), Counter())
+        if part.score is not None:
+            check_score(row[part.score], where)
+        if part.vectors:
+            _, size = check_vectors([row[name] for name in part.vectors], size, where)
+    names = (*PAIR[: len(texts)], *(["score"] if scores else []), *VECTORS[: len(part.vectors)])
+    given = (*texts, *scores, *part.vectors)
+    return Pairs(table.rename_columns(dict(zip(given, names, strict=True))), Counter())

@@ -25,6 +25,7 @@ class Item:
             documents are not kept apart.
         pairs: texts of the pair columns: (sentence,), or (sentence, positive) and any hard negatives.
         scores: how alike the two texts of each pair are, from 0 to 1; None where pairs have no score.
+        vectors: (texts, size) a teacher's of each pair's texts; None where there are none.
         held_out: whether it is there to evaluate on.
     """
 
@@ -33,6 +34,7 @@ class Item:
     document_ids: np.ndarray | None
     pairs: list[tuple[str, ...]]
     scores: list[float] | None = None
+    vectors: list[np.ndarray] | None = None
     held_out: bool = False
 
 
@@ -94,7 +96,7 @@ class MagnetDataset(Dataset):
         if self.blocks is not None and self._block_order is not None:
             block, document_ids = self.blocks[self._block_order[index]]
         pairs: list[tuple[str, ...]] = []
-        scores = None
+        scores = vectors = None
         if self.pairs and self._pair_order is not None:
             first = index * self.pairs_per_block
             order = self._pair_order
@@ -102,7 +104,9 @@ class MagnetDataset(Dataset):
             pairs = [self.pairs[number] for number in numbers]
             if self.pairs.scores is not None:
                 scores = [float(self.pairs.scores[number]) for number in numbers]
-        return Item(index, block, document_ids, pairs, scores, self.held_out)
+            if self.pairs.has_vectors:
+                vectors = [self.pairs.vectors(number) for number in numbers]
+        return Item(index, block, document_ids, pairs, scores, vectors, self.held_out)
 
 
 class _Order:

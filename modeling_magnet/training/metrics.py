@@ -61,7 +61,8 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         missing spans from both sides; `left_only_perplexity`: of the same tokens from the left
         alone, the control; `causal_perplexity`: of all tokens; `pair_accuracy`: share of sentences
         whose paraphrase is the nearest of all; with scores in its place `pair_spearman`, the rank
-        correlation of cosines with them.
+        correlation of cosines with them; with a teacher's vectors `teacher_spearman`, that of the
+        cosines of all texts with each other with the teacher's.
     """
     metrics: dict[str, float] = {}
     predictions: Any = prediction.predictions
@@ -75,13 +76,29 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
             metrics[f"{name}_perplexity"] = float(np.exp(mean))
     if "vectors" in predictions:
         vectors = torch.from_numpy(np.asarray(predictions["vectors"])).flatten(0, 1)
-        one, two = torch.nn.functional.normalize(vectors, dim=-1).unbind(1)  # (pairs, hidden)
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)  # (pairs, views, hidden)
+        if "teacher" in predictions:
+            metrics["teacher_spearman"] = _agreement(vectors, predictions["teacher"])
+        if vectors.shape[1] == 1:
+            return metrics
+        one, two = vectors.unbind(1)  # (pairs, hidden)
         if "scores" in predictions:
             scores = np.asarray(predictions["scores"]).ravel()
             return metrics | {"pair_spearman": spearman((one * two).sum(-1).numpy(), scores)}
         nearest = (one @ two.T).argmax(dim=1)
         metrics["pair_accuracy"] = float((nearest == torch.arange(len(one))).float().mean())
     return metrics
+
+
+def _agreement(vectors: torch.Tensor, teacher: Any) -> float:
+    """The rank correlation of all texts' cosines with those that the teacher finds."""
+    taught = torch.from_numpy(np.asarray(teacher)).flatten(0, 1)  # (pairs, views, size)
+    cosines = []
+    for texts in (vectors, torch.nn.functional.normalize(taught, dim=-1)):
+        texts = texts.flatten(0, 1)  # (pairs x views, hidden)
+        rows, columns = torch.triu_indices(len(texts), len(texts), offset=1)
+        cosines.append((texts @ texts.T)[rows, columns].numpy())
+    return spearman(*cosines)
 
 
 def spearman(one: np.ndarray, two: np.ndarray) -> float:

@@ -158,6 +158,33 @@ def cosent(vectors: torch.Tensor, scores: torch.Tensor, temperature: float) -> t
         return torch.cat([wrong.new_zeros(1), wrong]).logsumexp(dim=0)
 
 
+def distillation(vectors: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How far the texts' similarities are from those that a teacher finds, in float32.
+
+    Each text's cosines with all others, over the temperature, make a distribution over these; the loss
+    is the Kullback-Leibler divergence of the student's from the teacher's. It compares similarities,
+    not vectors, so the teacher's may be of any size.
+
+    Args:
+        vectors: (texts, hidden) of the student.
+        teacher: (texts, size) of the teacher.
+        temperature: the cosines of both are divided by it.
+
+    Returns:
+        () the mean over the texts, in nats.
+    """
+
+    def over_the_others(vectors):
+        vectors = F.normalize(vectors.float(), dim=-1)
+        cosines = vectors @ vectors.T / temperature  # (texts, texts)
+        others = ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+        return cosines[others].view(len(vectors), -1).log_softmax(-1)  # (texts, texts - 1)
+
+    with torch.autocast(vectors.device.type, enabled=False):
+        own, target = over_the_others(vectors), over_the_others(teacher)
+        return F.kl_div(own, target, reduction="batchmean", log_target=True)
+
+
 class ObjectivesMixin(MagnetMixin):
     """Gives a MAGNET class what training needs: a projection head, and a forward pass of all objectives."""
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from modeling_magnet import MagnetMixin, MagnetSettings, magnet_class_for
 
-from .arguments import ExampleArguments, MagnetTrainingArguments
+from .arguments import OBJECTIVES, ExampleArguments, MagnetTrainingArguments
 from .base import load_base, resolve_start_token, single_token_id
 from .collator import MagnetCollator
 from .columns import FITS, Part, pairs_of, recognize, text_rows
@@ -26,13 +26,6 @@ from .config import MagnetConfig
 from .data import Blocks, MagnetDataset, Pairs
 from .objectives import ObjectivesMixin, objectives_class_for
 from .tables import cut_into_blocks
-
-NEEDS = {
-    "text": ("mntp", "msg", "ntp", "divergence"),
-    "pairs": ("sscl",),
-    "scored": ("cosent",),
-}
-"""The objectives by what they work on."""
 
 
 @dataclasses.dataclass
@@ -65,8 +58,7 @@ def prepare(
     """
     parts = recognize(train, "train_dataset")
     held_out_parts = {} if held_out is None else recognize(held_out, "eval_dataset")
-    kinds = {part.kind for part in parts.values()}
-    check_weights(args, kinds)
+    check_weights(args, parts)
     pairs, held_out_pairs = _pairs(parts, "train_dataset"), _pairs(held_out_parts, "eval_dataset")
     set_seed(args.seed)
     model = _as_magnet(model)
@@ -80,7 +72,7 @@ def prepare(
     )
     per_block = 0 if pairs is None else args.pairs_per_block if blocks is not None else 1
     items = len(blocks) if blocks is not None else len(pairs or ())
-    args = _with_schedule(args, kinds, math.ceil(args.num_train_epochs * items / items_a_step))
+    args = _with_schedule(args, parts, math.ceil(args.num_train_epochs * items / items_a_step))
     length = args.max_steps * items_a_step
     eval_dataset = None
     if held_out is not None:
@@ -108,17 +100,20 @@ def prepare(
     )
 
 
-def check_weights(args: MagnetConfig, kinds: set[str]) -> None:
+def check_weights(args: MagnetConfig, parts: dict[str, Part]) -> None:
     """Raise where the schedule's objectives and the data do not fit each other."""
     if not args.objective_schedule:
         return
     check_one_span(args, args)
-    for kind, objectives in NEEDS.items():
-        for name in objectives:
-            if args.ever(name) and kind not in kinds:
-                raise ValueError(
-                    f"{name} has a weight, and train_dataset has only {' and '.join(sorted(kinds))}: {FITS}"
-                )
+    kinds = " and ".join(sorted(part.kind for part in parts.values()))
+    allowed = _allowed(parts)
+    for name in OBJECTIVES:
+        if args.ever(name) and name not in allowed:
+            raise ValueError(f"{name} has a weight, and train_dataset has only {kinds}: {FITS}")
+
+
+def _allowed(parts: dict[str, Part]) -> list[str]:
+    return [name for part in parts.values() for name in part.objectives]
 
 
 def check_one_span(example: ExampleArguments, args: MagnetTrainingArguments) -> None:
@@ -183,13 +178,12 @@ def _blocks(parts: dict[str, Part], args: MagnetConfig, model: MagnetMixin) -> B
     )  # fmt: skip
 
 
-def _with_schedule(args: MagnetConfig, kinds: set[str], steps: int) -> MagnetConfig:
+def _with_schedule(args: MagnetConfig, parts: dict[str, Part], steps: int) -> MagnetConfig:
     """The settings with a schedule: unless one is given, all that the data allows, from first to last."""
     if args.objective_schedule:
         return args
-    names = [*(["mntp", "msg"] if "text" in kinds else [])]
-    names += ["ntp"] if args.all_span_fraction and "text" in kinds else []
-    names += [name for kind in ("pairs", "scored") if kind in kinds for name in NEEDS[kind]]
+    resting = ("divergence",) if args.all_span_fraction else ("divergence", "ntp")
+    names = [name for name in _allowed(parts) if name not in resting]
     phase = {"steps": args.max_steps if args.max_steps > 0 else steps, **dict.fromkeys(names, 1.0)}
     return dataclasses.replace(args, objective_schedule=[phase])
 

@@ -17,7 +17,7 @@ PANELS = {
     "losses": OBJECTIVES,
     "perplexity": ("eval_span_perplexity", "eval_left_only_perplexity", "eval_causal_perplexity"),
     "accuracy": ("mntp_accuracy", "eval_mntp_accuracy", "eval_pair_accuracy"),
-    "correlation": ("eval_pair_spearman",),
+    "correlation": ("eval_pair_spearman", "eval_teacher_spearman"),
     "learning rate": ("learning_rate",),
 }
 """What is drawn together."""

@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from modeling_magnet import MagnetMixin, MagnetSettings
 
-from .arguments import Arguments
+from .arguments import OF_PAIRS, Arguments
 from .base import for_objectives, prepare_base, single_token_id, whole_weights
 from .collator import MagnetCollator
 from .data import MagnetDataset, counts_table, first_texts, make_blocks, read_pairs
@@ -29,16 +29,27 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError(
             "divergence is from the model without its adapter, and lora_r is 0: set lora_r"
         )
-    for name, wanted in (("sscl", False), ("cosent", True)):
+    for name in OF_PAIRS:
         if args.ever(name) and (data.pairs_per_block < 1 or not data.pairs):
             raise ValueError(
                 f"{name} has a weight, but there are no pairs: set pairs, pairs_per_block"
             )
+    for name, wanted in (("sscl", False), ("cosent", True)):
         if args.ever(name) and wanted != (data.score_column is not None):
             raise ValueError(
                 f"{name} has a weight, and score_column is {data.score_column}: cosent works on pairs "
                 "with a score, sscl on pairs without"
             )
+    if args.ever("distil") and not data.vector_columns:
+        raise ValueError(
+            "distil has a weight, and vector_columns is empty: name the columns of a teacher's vectors, "
+            "which modeling_magnet.training.vectors writes"
+        )
+    if args.ever("sscl") and len(data.pair_columns) == 1 and data.vector_columns:
+        raise ValueError(
+            f"sscl has a weight, and pair_columns is {data.pair_columns}: beside a teacher's vectors it "
+            "works on two texts"
+        )
     if args.ever("mntp", "msg", "ntp", "divergence") and not data.text:
         raise ValueError(
             "mntp, msg, ntp or divergence has a weight, but there is no text: set text"
@@ -118,7 +129,7 @@ def _dataset(
             split_special_tokens=settings.split_special_tokens,
         )  # fmt: skip
         logger.info(counts_table(f"{name} text", blocks.counts))
-    if sentences and data.pairs_per_block and (validation or args.ever("sscl", "cosent")):
+    if sentences and data.pairs_per_block and (validation or args.ever(*OF_PAIRS)):
         pairs = read_pairs(data, validation=validation)
         logger.info(counts_table(f"{name} pairs", pairs.counts))
     if blocks is None and pairs is None:

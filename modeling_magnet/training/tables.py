@@ -5,14 +5,14 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress, islice
 from operator import not_
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, Features, NamedSplit, Value
+from datasets import Dataset, Features, List, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerFast
 
@@ -31,6 +31,9 @@ BATCH_CHARACTERS = 1 << 20
 
 PAIR = ("sentence", "positive", "negative", *(f"negative_{i}" for i in range(2, 100)))
 """The columns of a table of pairs."""
+
+VECTORS = tuple(f"{name}_vector" for name in PAIR)
+"""Those of a teacher's vectors in it."""
 
 
 def make_blocks(
@@ -198,9 +201,11 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
     config, columns = arguments.pairs_config, tuple(arguments.pair_columns)
     group_column, score_column = arguments.group_column, arguments.score_column
     keys = tuple(column for column in (group_column, score_column) if column is not None)
+    keys += (vector_columns := tuple(arguments.vector_columns))
 
     def make(counts: Counter) -> Iterator[Row]:
         groups: dict[Any, int] = {}
+        size = None
         rows = read_rows(
             source,
             columns,
@@ -220,13 +225,19 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
             if score_column is not None:
                 check_score(row.get(score_column), f"row {counts['rows read']} of {source}")
                 pair["score"] = row[score_column]
+            if vector_columns:
+                where = f"row {counts['rows read']} of {source}"
+                vectors, size = check_vectors([row.get(c) for c in vector_columns], size, where)
+                pair |= dict(zip(VECTORS, vectors, strict=False))
             yield pair
         if not counts["pairs"]:
             raise ValueError(f"{source} has no pair with texts that differ: {dict(counts)}")
 
     key = ["pairs", identify(source, config, split), columns, group_column, limit]
     key += [] if score_column is None else [score_column]
-    features = {name: Value("string") for name in PAIR[: len(columns)]}
+    key += [vector_columns] if vector_columns else []
+    features: dict[str, Any] = {name: Value("string") for name in PAIR[: len(columns)]}
+    features |= {name: List(Value("float32")) for name in VECTORS[: len(vector_columns)]}
     if group_column is not None:
         features["group"] = Value("int64")
     if score_column is not None:
@@ -243,6 +254,38 @@ def check_score(score: Any, where: str) -> None:
         )
 
 
+def check_vectors(vectors: Sequence[Any], size: int | None, where: str) -> tuple[np.ndarray, int]:
+    """A teacher's vectors of the texts of a row, (texts, size) in float32, and their size.
+
+    Args:
+        vectors: as they were read.
+        size: of those before; None: these are the first.
+        where: for messages.
+
+    Raises:
+        ValueError: one is missing, has no direction, holds what is no finite number, or has another size.
+    """
+    for vector in vectors:
+        try:
+            array = np.asarray(vector, dtype=np.float32)
+        except (TypeError, ValueError):
+            array = np.empty(0, dtype=np.float32)
+        if array.ndim != 1 or not len(array):
+            raise ValueError(f"a vector in {where} is {vector!r:.60}: give a list of numbers")
+        size = size or len(array)
+        if len(array) != size:
+            raise ValueError(
+                f"a vector in {where} has {len(array)} numbers, those before have {size}: give all by one "
+                "teacher"
+            )
+        if not np.isfinite(array).all() or not array.any():
+            kind = "holds NaN or infinity" if array.any() else "is all zeros"
+            raise ValueError(
+                f"a vector in {where} {kind}: leave such rows out, or encode them again"
+            )
+    return np.asarray(vectors, dtype=np.float32), int(size or 0)
+
+
 class Pairs:
     """Sentence pairs in a memory-mapped table, in the order of their files.
 
@@ -250,6 +293,7 @@ class Pairs:
         counts: `rows read`, `dropped: ` with each reason, `empty files`, `pairs`, `groups`.
         groups: (pairs,) the group of each, numbered by first appearance; None without a group column.
         scores: (pairs,) how alike the two texts of each are, from 0 to 1; None without such a column.
+        has_vectors: whether there is a teacher's vector of each text.
     """
 
     def __init__(self, table: Dataset, counts: dict[str, int]):
@@ -260,6 +304,9 @@ class Pairs:
         self.scores: np.ndarray | None = None
         if "score" in table.column_names:
             self.scores = np.asarray(table["score"][:], dtype=np.float32)
+        vectors = [name for name in VECTORS if name in table.column_names]
+        self.has_vectors = bool(vectors)
+        self._vectors = table.select_columns(vectors).with_format("numpy")
         self._table = table.select_columns([name for name in PAIR if name in table.column_names])
 
     def __len__(self) -> int:
@@ -267,6 +314,10 @@ class Pairs:
 
     def __getitem__(self, index: int) -> tuple[str, ...]:
         return tuple(self._table[index].values())
+
+    def vectors(self, index: int) -> np.ndarray:
+        """A teacher's vectors of the texts of a pair, (texts, size)."""
+        return np.stack(list(self._vectors[index].values()))
 
 
 def first_texts(arguments: DataArguments, count: int) -> list[str]:
@@ -367,7 +418,7 @@ def _cut(
 def _cached(
     key: list,
     make: Callable[[Counter], Iterator[Row]],
-    features: dict[str, Value],
+    features: dict[str, Any],
     folder: str | None,
 ) -> tuple[Dataset, dict[str, int]]:
     """The table of the rows that `make` gives, and the counts that it fills meanwhile.

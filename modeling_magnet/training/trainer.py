@@ -6,16 +6,19 @@ import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer
 
-from .arguments import OBJECTIVES, MagnetTrainingArguments
+from .arguments import OBJECTIVES, OF_PAIRS, MagnetTrainingArguments
 from .collator import IGNORE, MagnetCollator
 from .config import MagnetConfig
 from .data import MagnetDataset
 from .metrics import compute_metrics, text_figures
-from .objectives import ObjectiveOutput, cosent, info_nce
+from .objectives import ObjectiveOutput, cosent, distillation, info_nce
 from .preparing import as_magnet, prepare
 
 COUNTED = ("mntp", "msg", "ntp")
 """The objectives that are means over labelled tokens."""
+
+LABELS = ("pair_scores", "teacher_vectors")
+"""What the collator gives to the losses, not to the model; (views or 1, pairs, ...)."""
 
 
 class MagnetTrainer(Trainer):
@@ -23,13 +26,15 @@ class MagnetTrainer(Trainer):
 
     What a dataset is for its columns tell, as in sentence-transformers (see `training.columns`):
     `text` is for MNTP and MSG; texts alone, such as anchor, positive, negative, are for contrastive
-    learning; two texts and a score from 0 to 1 are for CoSENT. A dict of two datasets has text and
+    learning; two texts and a score from 0 to 1 are for CoSENT; texts and vectors of a teacher are for
+    distillation. A dict of two datasets has text and
     pairs in the same steps.
 
     MNTP, MSG, NTP and the divergence are means over the labelled tokens of the whole optimizer step,
     over all processes and accumulated batches, each over its own. SSCL has the sentences of all
     processes as negatives, hard ones and those of the other pairs, and is the mean over accumulated
-    batches: its negatives are those of one batch, which `pair_chunk` lets grow. So is CoSENT.
+    batches: its negatives are those of one batch, which `pair_chunk` lets grow. So are CoSENT and
+    distillation.
 
     Args:
         model: a Hub id, a folder, `smollm2`, or a model of `load_magnet`, which is trained in place.
@@ -124,9 +129,8 @@ class MagnetTrainer(Trainer):
         else:
             divergence, processes, batches = False, 1, 1
             counts = _count_labels([inputs])
-        scores = inputs.get("pair_scores")
         outputs: ObjectiveOutput = model(
-            **{name: value for name, value in inputs.items() if name != "pair_scores"},
+            **{name: value for name, value in inputs.items() if name not in LABELS},
             divergence=divergence,
             masked_token_prediction=self.args.masked_token_prediction,
             pair_chunk=self.args.pair_chunk,
@@ -139,21 +143,34 @@ class MagnetTrainer(Trainer):
             if name in outputs:
                 losses[name] = outputs[name].sum() * processes / count[name]
         if outputs.pair_vectors is not None:
-            vectors = outputs.pair_vectors
-            vectors = self._of_all_processes(vectors) if processes > 1 else vectors
-            if scores is None:
-                queries, candidates = vectors[0], vectors[1:].flatten(0, 1)
-                name, contrast = "sscl", info_nce(queries, candidates, self.args.temperature)
-            else:
-                scores = self.accelerator.gather(scores) if processes > 1 else scores
-                name, contrast = "cosent", cosent(vectors, scores, self.args.temperature)
-            contrast = contrast / batches
-            # The same on each process, with the gradient of its own vectors: their sum is wanted.
-            losses[name] = contrast + (processes - 1) * (contrast - contrast.detach())
+            found = self._of_pairs(outputs.pair_vectors, inputs, weights, processes)
+            for name, value in found.items():
+                value = value / batches
+                # The same on each process, with the gradient of its own vectors: their sum is wanted.
+                losses[name] = value + (processes - 1) * (value - value.detach())
         loss = sum(weights[name] * losses[name] for name in OBJECTIVES if name in losses)
         if model.training:
             self._check_and_note(loss, losses, batches)
         return (loss, outputs) if return_outputs else loss
+
+    def _of_pairs(
+        self, vectors: torch.Tensor, inputs: dict, weights: dict[str, float], processes: int
+    ) -> dict[str, torch.Tensor]:
+        """The losses that have a weight, on the sentence vectors (views, pairs, hidden) of all processes."""
+        labels = {name: inputs[name] for name in LABELS if name in inputs}
+        if processes > 1:
+            vectors = self._of_all_processes(vectors)
+            labels = {name: self._of_all_processes(value) for name, value in labels.items()}
+        temperature = self.args.temperature
+        losses = {}
+        if weights["sscl"]:
+            losses["sscl"] = info_nce(vectors[0], vectors[1:].flatten(0, 1), temperature)
+        if weights["cosent"]:
+            losses["cosent"] = cosent(vectors, labels["pair_scores"][0], temperature)
+        if weights["distil"]:
+            texts, teacher = vectors.flatten(0, 1), labels["teacher_vectors"].flatten(0, 1)
+            losses["distil"] = distillation(texts, teacher, temperature)
+        return losses
 
     def _select(self, inputs: dict, weights: dict[str, float]) -> dict:
         """What the objectives that have a weight need."""
@@ -161,15 +178,15 @@ class MagnetTrainer(Trainer):
         wanted |= {"ntp_labels"} if weights["divergence"] else set()
         if not wanted <= inputs.keys():
             raise ValueError(f"{sorted(wanted)} have a weight, but the run has no text: set text")
-        contrast = weights["sscl"] or weights["cosent"]
-        if contrast and "pair_input_ids" not in inputs:
+        of_pairs = [name for name in OF_PAIRS if weights[name]]
+        if of_pairs and "pair_input_ids" not in inputs:
             raise ValueError(
-                "sscl or cosent has a weight, but the batch has no pairs: set pairs_per_block"
+                f"{' and '.join(of_pairs)} has a weight, but the batch has no pairs: set pairs_per_block"
             )
         if wanted:
             wanted |= {"input_ids", "span_ids", "document_ids", "position_ids"}
-        if contrast:
-            wanted |= {"pair_input_ids", "pair_attention_mask", "pair_scores"}
+        if of_pairs:
+            wanted |= {"pair_input_ids", "pair_attention_mask", *LABELS}
         return {name: value for name, value in inputs.items() if name in wanted}
 
     def _of_all_processes(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -263,12 +280,15 @@ class MagnetTrainer(Trainer):
                 figures["text"] = text_figures(model, inputs, outputs)
                 items = len(figures["text"])
             if outputs.pair_vectors is not None:
-                vectors = outputs.pair_vectors[:2]  # (2, pairs, hidden)
+                vectors = outputs.pair_vectors[:2]  # (views, pairs, hidden)
                 per_item = self._pairs_per_item
                 items = vectors.shape[1] // per_item
                 figures["vectors"] = vectors.unflatten(1, (items, per_item)).permute(1, 2, 0, 3)
                 if "pair_scores" in inputs:
-                    figures["scores"] = inputs["pair_scores"].unflatten(0, (items, per_item))
+                    figures["scores"] = inputs["pair_scores"][0].unflatten(0, (items, per_item))
+                if "teacher_vectors" in inputs:
+                    teacher = inputs["teacher_vectors"][:2].unflatten(1, (items, per_item))
+                    figures["teacher"] = teacher.permute(1, 2, 0, 3)
         return loss.detach(), figures, torch.zeros(items, device=loss.device)
 
 

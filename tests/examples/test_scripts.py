@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import make_model
 
-from examples import adapt, fine_tune, ner_probe, story
+from examples import adapt, distil, fine_tune, ner_probe, story
 from modeling_magnet import load_magnet
 
 
@@ -107,6 +107,20 @@ def test_story(folder, capsys):
     with pytest.raises(SystemExit):
         story.main(["No blank."])
     assert "the story has no blank" in capsys.readouterr().err
+
+
+def test_distil(tmp_path, capsys):
+    make_model(max_position_embeddings=2048).save_pretrained(tmp_path / "tiny")
+    tiny, output = str(tmp_path / "tiny"), tmp_path / "out"
+    distil.main(
+        [
+            *("--model", tiny, "--teacher", tiny, "--count", "2", "--steps", "1"),
+            *("--batch-size", "1", "--output", str(output)),
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "sentence similarity, Spearman x 100" in printed
+    assert load_magnet(output / "model").encode("A cat.").ndim == 1
 
 
 def test_fine_tune(tmp_path, capsys):

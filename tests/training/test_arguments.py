@@ -42,7 +42,8 @@ RECIPES |= {
     name: [SMOLLM2, CONFIGS / "released-text.yaml", CONFIGS / f"{name}.yaml"]
     for name in ("text-gpu", "every-length")
 }
-"""Each config, behind those that its head says it goes over."""
+RECIPES["distilled"] = [SMOLLM2, *(CONFIGS / f"{n}.yaml" for n in ("released-all", "distilled"))]
+"""Each config, after those that its head says it goes over."""
 
 
 def recipe(name: str):
@@ -108,7 +109,7 @@ def test_the_defaults_are_the_paper_s():
     assert (args.per_device_train_batch_size, data.pairs_per_block) == (32, 2)
     assert (args.learning_rate, args.temperature, args.max_steps) == (3e-5, 0.1, 4200)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
-    rest = {"ntp": 0, "divergence": 0, "cosent": 0}
+    rest = {"ntp": 0, "divergence": 0, "cosent": 0, "distil": 0}
     assert args.objective_weights(3399) == {"mntp": 1, "sscl": 0, "msg": 1} | rest
     assert args.objective_weights(3400) == {"mntp": 1, "sscl": 9, "msg": 1} | rest
     assert args.objective_weights(4199) == {"mntp": 1, "sscl": 9, "msg": 1} | rest
@@ -149,6 +150,7 @@ def test_bad_arguments(tmp_path, arguments, message):
         ({"mask_fraction": 1.2}, "mask_fraction is 1.2"),
         ({"block_length": 0}, "block_length is 0"),
         ({"max_span_length": 2}, "must not be shorter"),
+        ({"vector_columns": ["v"]}, "give one of vectors for each of texts"),
     ],
 )
 def test_bad_data_arguments(arguments, message):
@@ -174,6 +176,8 @@ def test_bad_data_arguments(arguments, message):
         ({"pair_columns": ["sentence"]}, "dropout"),
         ({"score_column": "score"}, "sscl has a weight, and score_column is score"),
         ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, "score_column is None: cosent works"),
+        ({"objective_schedule": [{"steps": 1, "distil": 1}]}, "vector_columns is empty: name the"),
+        ({"pair_columns": ["sentence"], "vector_columns": ["sentence_vector"]}, "works on two texts"),
     ],
 )
 def test_arguments_that_do_not_fit_each_other(run, flags, message):

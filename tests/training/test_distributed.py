@@ -83,7 +83,11 @@ SCORED = {
     "score_column": "score",
     "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "cosent": 1}],
 }
-"""Labelled pairs: two hard negatives each, in chunks; and with scores."""
+TAUGHT = {
+    "vector_columns": ["sentence_vector", "paraphrase_vector"],
+    "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "sscl": 1, "distil": 1}],
+}
+"""Labelled pairs: two hard negatives each, in chunks; with scores; and with a teacher's vectors."""
 
 ONE: list = []
 
@@ -93,6 +97,7 @@ def one(launch):
     """One process on all eight items: the run to compare with, made once."""
     if not ONE:
         more = {"text": {"objective_schedule": TEXT}, "negatives": NEGATIVES, "scored": SCORED}
+        more["taught"] = TAUGHT | {"pair_chunk": 3}
         ONE.extend(
             launch({"one": EVALUATED} | {f"one-{k}": EVALUATED | v for k, v in more.items()})
         )
@@ -106,12 +111,13 @@ def of(processes, **changes):
 def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     """1 x 8, 2 x 4, and 2 processes x 2 x 2 accumulated, each with all objectives that it can have."""
     accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    two, two_by_two, negatives, scored = launch(
+    two, two_by_two, negatives, scored, taught = launch(
         {
             "two": of(2),
             "two-by-two": of(2, objective_schedule=TEXT, **accumulated),
             "two-negatives": of(2, **NEGATIVES | {"pair_chunk": 0}),
             "two-scored": of(2, **SCORED),
+            "two-taught": of(2, **TAUGHT),
         },
         processes=2,
     )
@@ -130,6 +136,8 @@ def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     assert_same(alone, one[1])
     assert_same(negatives, one[2])
     assert_same(scored, one[3])
+    assert_same(taught, one[4])
+    assert len(taught[0]["distil"]) == 6 and len(taught[0]["eval_teacher_spearman"]) == 2
     assert len(scored[0]["cosent"]) == 6 and len(scored[0]["eval_pair_spearman"]) == 2
 
 

@@ -11,6 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from peft import LoraConfig
 from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.util import pairwise_cos_sim
 from test_model import add_lora
 from tiny import SENTENCES, make_model
 from transformers import LlamaForCausalLM
@@ -20,7 +21,7 @@ from modeling_magnet.training import MagnetConfig, MagnetTrainer
 from modeling_magnet.training.arguments import DataArguments, ModelArguments
 from modeling_magnet.training.card import TEMPLATE
 from modeling_magnet.training.metrics import spearman
-from modeling_magnet.training.objectives import cosent, info_nce
+from modeling_magnet.training.objectives import cosent, distillation, info_nce
 
 ROOT = Path(__file__).parents[2]
 TEXT = Dataset.from_dict(
@@ -40,6 +41,17 @@ SCORED = Dataset.from_dict(
         "sentence2": [a[: 10 * i] + a[:9] for i, a in enumerate(SENTENCES * 2)],
         "score": [i / 9 for i in range(10)],
     }
+)
+TAUGHT = Dataset.from_dict(
+    {
+        "text": [f"{i} {a}" for i, a in enumerate(SENTENCES * 2)],
+        "vector": np.random.default_rng(0).normal(size=(10, 7)).tolist(),
+    }
+)
+TAUGHT_PAIRS = (
+    TRIPLETS.select_columns(["anchor", "positive"])
+    .add_column("anchor_vector", TAUGHT["vector"][:])
+    .add_column("positive_vector", TAUGHT["vector"][::-1])
 )
 QUIET = {
     "block_length": 40, "max_span_length": 8, "per_device_train_batch_size": 5, "learning_rate": 5e-3,
@@ -67,19 +79,23 @@ def logged(trainer, name) -> list[float]:
         (TRIPLETS.add_column("id", range(10)), {"sscl"}),
         (SCORED, {"cosent"}),
         (SCORED.rename_column("score", "label"), {"cosent"}),
+        (TAUGHT, {"distil"}),
+        (TAUGHT.rename_columns({"text": "sentence", "vector": "label"}), {"distil"}),
+        (TAUGHT_PAIRS, {"sscl", "distil"}),
         ({"wiki": TEXT, "nli": TRIPLETS}, {"mntp", "msg", "sscl"}),
         ({"wiki": TEXT, "sts": SCORED}, {"mntp", "msg", "cosent"}),
+        ({"wiki": TEXT, "teacher": TAUGHT}, {"mntp", "msg", "distil"}),
     ],
 )
 def test_the_columns_choose_the_objectives(data, objectives, tmp_path):
     args = config(tmp_path, max_steps=1)
     trainer = MagnetTrainer(make_model(), args, train_dataset=data, peft_config=LORA)
     trainer.train()
-    names = {"mntp", "msg", "ntp", "sscl", "cosent"}
+    names = {"mntp", "msg", "ntp", "sscl", "cosent", "distil"}
     assert {name for name in names if logged(trainer, name)} == objectives
 
 
-@pytest.mark.parametrize("data", [TRIPLETS, SCORED])
+@pytest.mark.parametrize("data", [TRIPLETS, SCORED, TAUGHT])
 def test_labelled_pairs_are_learned(data, tmp_path):
     changes = {"per_device_train_batch_size": 10, "other_prompt_fraction": 0, "learning_rate": 1e-3}
     args = config(tmp_path, max_steps=6, **changes)
@@ -189,6 +205,18 @@ def test_what_is_held_out_is_measured(tmp_path):
     assert found["eval_pair_spearman"] == pytest.approx(expected, abs=0.05)  # of the pairs that fit
 
 
+def test_how_far_the_teacher_is_followed_is_measured(tmp_path):
+    args = config(tmp_path, per_device_eval_batch_size=4)
+    trainer = MagnetTrainer(make_model(), args, train_dataset=TAUGHT, eval_dataset=TAUGHT)
+    found = trainer.evaluate()["eval_teacher_spearman"]
+    upper = np.triu_indices(10, 1)
+    own = trainer.model.encode(TAUGHT["text"][:], normalize_embeddings=True)
+    taught = np.array(TAUGHT["vector"][:])
+    taught /= np.linalg.norm(taught, axis=1, keepdims=True)
+    expected = spearman((own @ own.T)[upper], (taught @ taught.T)[upper])
+    assert found == pytest.approx(expected, abs=0.02)
+
+
 def test_the_wheel_holds_every_package_and_no_default_is_a_path_of_the_checkout():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = re.search(r"^packages = (\[.+\])$", text, re.MULTILINE)[1]
@@ -243,7 +271,27 @@ def test_cosent_is_cosent():
     assert cosent(views, torch.ones(7), 0.05) == 0
 
 
-@pytest.mark.parametrize("data", [TRIPLETS, SCORED, {"a": TEXT, "b": TRIPLETS}])
+def test_distillation_is_the_divergence_of_each_text_s_similarities_to_the_others():
+    """sentence-transformers computes it for a query and documents: each text is the query once."""
+    torch.manual_seed(0)
+    texts, teacher = torch.randn(6, 8, requires_grad=True), torch.randn(6, 5)
+    ours = distillation(texts, teacher, temperature=0.05)
+    (gradient,) = torch.autograd.grad(ours, texts)
+    cosines = torch.nn.functional.cosine_similarity(teacher[:, None], teacher, dim=-1)
+    rolled = [(torch.arange(6) + k) % 6 for k in range(6)]  # the query, then the others
+    labels = torch.stack([cosines[torch.arange(6), other] for other in rolled[1:]], dim=1)
+    theirs = losses.DistillKLDivLoss(Vectors(), similarity_fct=pairwise_cos_sim, temperature=0.05)
+    expected = theirs([{"vectors": texts[order]} for order in rolled], labels)
+    expected = expected / 0.05**2  # by which it multiplies the loss
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, texts)[0])
+    turned, _ = torch.linalg.qr(torch.randn(9, 8))
+    assert (
+        distillation(texts, 3 * texts @ turned.T, 0.05) < 1e-5
+    )  # the same angles in another space
+
+
+@pytest.mark.parametrize("data", [TRIPLETS, SCORED, TAUGHT_PAIRS, {"a": TEXT, "b": TRIPLETS}])
 def test_a_chunked_batch_has_the_loss_and_the_parameters_of_the_whole(data, tmp_path):
     results = []
     for chunk in (0, 3):
@@ -280,7 +328,18 @@ def changed(data: Dataset, column: str, row: int, value) -> Dataset:
     ("data", "message"),
     [
         (CLASSES, r"premise \(string\).*label \(ClassLabel\), which fit no objective: give `text`"),
-        (Dataset.from_dict({"tokens": [[1]]}), r"tokens \(List\), which fit no objective"),
+        (Dataset.from_dict({"tokens": [[1]]}), r"tokens \(list of int64\), which fit no obj"),
+        (
+            TAUGHT_PAIRS.remove_columns("anchor_vector"),
+            r"positive_vector \(list of float64\), which",
+        ),
+        (
+            changed(TAUGHT, "vector", 2, [1.0, 2.0]),
+            "vector in row 2 of train_dataset has 2 numbers, those before have 7: .* one teacher",
+        ),
+        (changed(TAUGHT, "vector", 1, [float("nan")] * 7), "in row 1 of train_dataset holds NaN"),
+        (changed(TAUGHT, "vector", 1, [0.0] * 7), "in row 1 of train_dataset is all zeros"),
+        (changed(TAUGHT, "vector", 1, None), "in row 1 of train_dataset is None: give a list"),
         (Dataset.from_dict({"anchor": ["a"]}), r"anchor \(string\), which fit no .*CoSENT"),
         (TRIPLETS.rename_column("anchor", "doc_id"), "doc_id .*fit no objective"),
         ({"a": TEXT, "b": TEXT}, "train_dataset has two datasets of text"),
@@ -307,6 +366,7 @@ def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, mess
         ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is Linear: give a folder, a Hub id"),
         ({"objective_schedule": [{"steps": 1, "mntp": 1}]}, ValueError, "mntp has a weight, and"),
         ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, ValueError, "cosent .*only pairs"),
+        ({"objective_schedule": [{"steps": 1, "distil": 1}]}, ValueError, "distil .*only pairs"),
         ({"pair_length": 999}, ValueError, "pair_length is 999"),
         ({"data_collator": print}, ValueError, "data_collator is chosen by the columns"),
     ],

