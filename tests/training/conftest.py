@@ -17,7 +17,10 @@ def corpus(tmp_path):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     rows = [
         {"sentence": a, "paraphrase": b, "negative": a[::-1], "other": b.upper(), "score": i / 11}
-        | {"sentence_vector": [float(i % 3), 1.0, i / 5], "paraphrase_vector": [1.0, float(i % 4), i / 7]}
+        | {
+            "sentence_vector": [float(i % 3), 1.0, i / 5],
+            "paraphrase_vector": [1.0, float(i % 4), i / 7],
+        }
         for i, (a, b) in enumerate(pairs)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -177,7 +177,10 @@ def test_bad_data_arguments(arguments, message):
         ({"score_column": "score"}, "sscl has a weight, and score_column is score"),
         ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, "score_column is None: cosent works"),
         ({"objective_schedule": [{"steps": 1, "distil": 1}]}, "vector_columns is empty: name the"),
-        ({"pair_columns": ["sentence"], "vector_columns": ["sentence_vector"]}, "works on two texts"),
+        (
+            {"pair_columns": ["sentence"], "vector_columns": ["sentence_vector"]},
+            "works on two texts",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_each_other(run, flags, message):
