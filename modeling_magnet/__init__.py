@@ -7,6 +7,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .architectures import (
+        MagnetGemma2ForCausalLM,
         MagnetGemma3ForCausalLM,
         MagnetMistralForCausalLM,
         MagnetPhi3ForCausalLM,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARCHITECTURES",
     "PAPER_PROMPTS",
+    "MagnetGemma2ForCausalLM",
     "MagnetGemma3ForCausalLM",
     "MagnetLlamaForCausalLM",
     "MagnetMistralForCausalLM",

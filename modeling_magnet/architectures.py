@@ -1,6 +1,7 @@
 """MAGNET on other architectures than Llama: the mixin before each one's causal-LM class."""
 
 from transformers import (
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     GenerationMixin,
     MistralForCausalLM,
@@ -33,6 +34,7 @@ from .settings import MagnetSettings  # noqa: F401
 from .tokenizing import TextTokenizer  # noqa: F401
 
 __all__ = [
+    "MagnetGemma2ForCausalLM",
     "MagnetGemma3ForCausalLM",
     "MagnetMistralForCausalLM",
     "MagnetPhi3ForCausalLM",
@@ -40,6 +42,14 @@ __all__ = [
     "MagnetQwen2ForCausalLM",
     "MagnetQwen3ForCausalLM",
 ]
+
+
+class MagnetGemma2ForCausalLM(MagnetMixin, Gemma2ForCausalLM, GenerationMixin):
+    """A Gemma 2 that encodes, infills and generates."""
+
+    _supports_sdpa = (
+        False  # which drops the cap on attention scores; older versions did so silently
+    )
 
 
 class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):

@@ -30,6 +30,7 @@ TOKENIZER_ARGUMENTS = (
 """Arguments of `from_pretrained` that find the checkpoint and so find its tokenizer too."""
 
 ARCHITECTURES = {
+    "gemma2": "MagnetGemma2ForCausalLM",
     "gemma3_text": "MagnetGemma3ForCausalLM",
     "llama": "MagnetLlamaForCausalLM",
     "mistral": "MagnetMistralForCausalLM",

@@ -63,7 +63,7 @@ def test_another_architecture_s_folder_is_refused(tmp_path):
     BertModel(
         BertConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=350)
     ).save_pretrained(tmp_path / "bert")
-    supported = "'bert'; supported are gemma3_text, llama, mistral, phi, phi3, qwen2, qwen3"
+    supported = "'bert'; supported are gemma2, gemma3_text, llama, mistral, phi, phi3, qwen2, qwen3"
     for load in (MagnetLlamaForCausalLM.from_pretrained, load_magnet, load_base):
         with pytest.raises(ValueError, match=supported):
             load(str(tmp_path / "bert"))
@@ -149,7 +149,7 @@ def test_a_static_cache_that_is_longer_than_the_window(architecture):
     model, ids = made_endless(sliding_model(architecture)), tokens(12)
     span_ids = torch.zeros_like(ids)
     expected = model.generate(ids, span_ids=span_ids, max_new_tokens=6, do_sample=False)
-    for attention in ("sdpa", "eager"):
+    for attention in ("sdpa", "eager") if model._supports_sdpa else ("eager",):
         model.set_attn_implementation(attention)
         cache = StaticCache(config=model.config, max_cache_len=80)
         written = model.generate(
@@ -230,6 +230,17 @@ def test_a_cap_on_the_scores_is_kept():
     output = model(input_ids=ids, output_hidden_states=True)
     scores = model._logits(output.hidden_states[-1])
     assert output.logits.abs().max() <= 2 and torch.allclose(scores, output.logits, atol=1e-6)
+
+
+def test_gemma_2_is_not_computed_by_sdpa_which_drops_its_cap():
+    capped, free = (
+        make_model(architecture="gemma2", attn_logit_softcapping=cap) for cap in (1.0, None)
+    )
+    assert abs(capped.encode(SENTENCES[0]) - free.encode(SENTENCES[0])).max() > 0.01
+    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+        capped.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="scaled_dot_product_attention"):
+        make_model(architecture="gemma2", attn_implementation="sdpa")
 
 
 def test_a_class_of_one_s_own_is_a_few_lines(tmp_path):

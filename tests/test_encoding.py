@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ARCHITECTURES, SENTENCES, make_model
+from tiny import ARCHITECTURES, SENTENCES, WITHOUT_SDPA, make_model
 
 from modeling_magnet import encoding
 from modeling_magnet.encoding import _batches
@@ -31,7 +31,9 @@ def test_a_sentence_vector_is_the_output_at_the_end_token(any_tiny):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_equals_batch_in_any_order_and_backend(architecture, attention):
-    model = make_model(architecture=architecture, attn_implementation="sdpa")
+    if architecture in WITHOUT_SDPA and attention == "sdpa":
+        pytest.skip("its cap on attention scores is not in sdpa")
+    model = make_model(architecture=architecture)
     alone = np.stack([model.encode(text) for text in SENTENCES])
     model.set_attn_implementation(attention)
     for batch_size in (1, 2, 3, 32):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import allowed
-from tiny import ARCHITECTURES, make_model, plain
+from tiny import ARCHITECTURES, WITHOUT_SDPA, make_model, plain
 from transformers import modeling_flash_attention_utils
 
 from modeling_magnet import masking
@@ -135,7 +135,7 @@ def check_edited_span(backend, padding, architecture):
 
 def check_cached(backend, padding, architecture):
     """8. Prefill of [suffix, prefix] and cached decoding equals the span in its place."""
-    model = make_model(architecture=architecture, attn_implementation="sdpa")
+    model = make_model(architecture=architecture)
     model.double()  # eager rounds its softmax to float32
     ids, _ = inputs("no padding")
     prefix, span, suffix = ids[:1, :4], ids[:1, 4:8], ids[:1, 8:]
@@ -164,7 +164,9 @@ def check_cached(backend, padding, architecture):
             span_ids=map_so_far,
         )
         logits.append(cached.logits[:, -1])
-    torch.testing.assert_close(torch.stack(logits, 1), in_place[:, 3:7], atol=1e-10, rtol=0)
+    exact = model.config._attn_implementation == "sdpa"
+    atol = 1e-10 if exact else 1e-5
+    torch.testing.assert_close(torch.stack(logits, 1), in_place[:, 3:7], atol=atol, rtol=0)
 
 
 CHECKS = {
@@ -251,6 +253,8 @@ def test_mask(check, backend, padding):
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
 def test_mask_of_other_architectures(architecture, check, backend):
     """Those that see what an architecture makes of the mask."""
+    if architecture in WITHOUT_SDPA and backend == "sdpa":
+        backend = "eager"
     CHECKS[check](backend, "left padding", architecture)
 
 

@@ -31,6 +31,14 @@ ARCHITECTURES: dict[str, dict] = {
     "qwen3": {"head_dim": 12},
     "mistral": {"sliding_window": None},
     "mistral sliding": {"sliding_window": WINDOW},
+    "gemma2": {
+        "head_dim": 12,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "attn_logit_softcapping": 1.0,  # low enough for random weights to reach
+        "final_logit_softcapping": 2.0,
+    },
     "gemma3_text": {
         "head_dim": 12,
         "query_pre_attn_scalar": 12,
@@ -41,6 +49,9 @@ ARCHITECTURES: dict[str, dict] = {
     "phi3": {},
 }
 """Settings of one tiny model of each `model_type`, and of those that may have a sliding window."""
+
+WITHOUT_SDPA = ["gemma2"]
+"""Their cap on attention scores is not in sdpa. Eager takes its softmax in float32."""
 
 SLIDING = [name for name, settings in ARCHITECTURES.items() if settings.get("sliding_window")]
 

@@ -27,7 +27,8 @@ class Encoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states (batch, length, hidden) and vectors (batch, hidden), padding on either side."""
         # the mask of an all-context span map; made by transformers' masking_utils it fixes the length
-        mask = attention_mask.bool()[:, None, None].expand(-1, 1, input_ids.shape[1], -1)
+        seen = attention_mask.bool()[:, None, None].expand(-1, 1, input_ids.shape[1], -1)
+        mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)  # as eager takes it, and sdpa
         hidden = self.decoder(
             input_ids=input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
@@ -45,7 +46,8 @@ class Encoder(torch.nn.Module):
 
 def write(model: Any, path: Path) -> None:
     """Write the graph with float32 weights; beyond 1.5 GB they lie beside it in `model.onnx.data`."""
-    model.float().eval().requires_grad_(False).set_attn_implementation("sdpa")
+    model.float().eval().requires_grad_(False)
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     example = torch.tensor([[0, 1, 1], [1, 1, 0]])
     dimensions = {
         0: torch.export.Dim("batch"),

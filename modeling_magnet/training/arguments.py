@@ -51,9 +51,12 @@ class ModelArguments:
         default="float32",
         metadata={"help": "Of the base weights: float32, bfloat16 or auto. Adapters are float32."},
     )
-    attn_implementation: str = field(
-        default="sdpa",
-        metadata={"help": "Attention backend: sdpa (paper), eager or flex_attention."},
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention backend: sdpa, eager or flex_attention. Default: sdpa where the "
+            "architecture has it."
+        },
     )
     compile_layers: bool = field(
         default=False,

