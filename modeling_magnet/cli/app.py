@@ -438,7 +438,7 @@ def export(
         Path,
         typer.Argument(help="What to write: a new folder, made if need be; of gguf a new file."),
     ],
-    to: Annotated[str, typer.Option(help="magnet, plain, encoder, onnx or gguf.")],
+    to: Annotated[str, typer.Option(help="magnet, plain, encoder, onnx, gguf or gguf-encoder.")],
     num_layers: options.NumLayers = None,
     truncate_dim: Annotated[
         int | None, typer.Option(help="Leading dimensions that sentence-transformers keeps.")
@@ -453,6 +453,7 @@ def export(
     magnet export MODEL out.gguf --to gguf for llama.cpp: generates
     magnet export MODEL out --to encoder   for AutoModel and sentence-transformers: encodes
     magnet export MODEL out --to onnx      for onnxruntime, without torch: encodes
+    magnet export MODEL out.gguf --to gguf-encoder    for llama.cpp: encodes
     magnet export MODEL out --to encoder --num-layers 20 --truncate-dim 256    faster, shorter
 
     `plain` is the stock causal language model, `gguf` the same in one file: of the architecture

@@ -20,16 +20,20 @@ FORMATS = ("npy", "parquet", "jsonl")
 
 VECTOR_FILES = tuple(f".{name}" for name in FORMATS)
 
-EXPORTS = ("magnet", "plain", "encoder", "onnx", "gguf")
+EXPORTS = ("magnet", "plain", "encoder", "onnx", "gguf", "gguf-encoder")
 """What `--to` can name."""
 
-ENCODERS = ("encoder", "onnx")
+ENCODERS = ("encoder", "onnx", "gguf-encoder")
 """Those that encode and do nothing else."""
 
-EXPORTED_FILES = {"gguf": ".gguf"}
+EXPORTED_FILES = {"gguf": ".gguf", "gguf-encoder": ".gguf"}
 """Exports that are one file, with how its name ends; the others are folders."""
 
-EXPORT_NEEDS = {"gguf": ("gguf", "cli"), "onnx": ("onnxscript", "onnx")}
+EXPORT_NEEDS = {
+    "gguf": ("gguf", "cli"),
+    "gguf-encoder": ("gguf", "cli"),
+    "onnx": ("onnxscript", "onnx"),
+}
 """An optional package, and the extra that brings it."""
 
 

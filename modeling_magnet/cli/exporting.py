@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from ..aside import written_aside
 from ..checks import whole_number
 from . import gguf_file, onnx_graph
-from .checking import check_export
+from .checking import ENCODERS, EXPORTED_FILES, check_export
 
 CODE_KEYS = ("auto_map", "magnet")
 """What a config says to MAGNET's code alone."""
@@ -43,8 +43,8 @@ def export(
         ModuleNotFoundError: a package that `to` needs is not installed.
     """
     check_export(to, out, num_layers, truncate_dim)
-    if to == "gguf":
-        gguf_file.check(model)
+    if to in EXPORTED_FILES:
+        gguf_file.check(model, encodes=to in ENCODERS)
     if truncate_dim is not None:
         whole_number("truncate_dim", truncate_dim, most=model.config.hidden_size)
     merge_adapter(model)
@@ -132,12 +132,18 @@ def export_gguf(model: Any, file: Path) -> None:
     gguf_file.write(model, file)
 
 
+def export_gguf_encoder(model: Any, file: Path) -> None:
+    """The model as one file for llama.cpp, which encodes."""
+    gguf_file.write(model, file, encodes=True)
+
+
 EXPORTS: dict[str, Callable[..., None]] = {
     "magnet": export_magnet,
     "plain": export_plain,
     "encoder": export_encoder,
     "onnx": export_onnx,
     "gguf": export_gguf,
+    "gguf-encoder": export_gguf_encoder,
 }
 """How each of `checking.EXPORTS` is written."""
 

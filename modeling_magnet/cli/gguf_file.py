@@ -1,4 +1,4 @@
-"""A plain Llama as one GGUF file for llama.cpp, by its own writer."""
+"""A Llama as one GGUF file for llama.cpp, by its own writer."""
 
 import json
 import re
@@ -24,17 +24,20 @@ PRE_TOKENIZERS = {
 }
 """llama.cpp's names of the ways in which text is split before merges."""
 
+POOLING = {"end": "LAST", "mean": "MEAN"}
+"""llama.cpp's names of how the states of a text become its vector."""
+
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 CONVERTER = "use --to plain, and convert_hf_to_gguf.py of llama.cpp on that folder"
 
 
-def check(model: Any) -> None:
+def check(model: Any, encodes: bool = False) -> None:
     """Raise where the file would not be the same model.
 
     Raises:
-        ValueError: the architecture, its activation, its position angles or its tokenizer is none of
-            those that are written here.
+        ValueError: the architecture, its activation, its position angles, its tokenizer or the pooling
+            of an encoder is none of those that are written here.
     """
     config = model.config
     if config.model_type != "llama":
@@ -50,18 +53,35 @@ def check(model: Any) -> None:
         raise ValueError(f"--to gguf writes hidden_act silu, this is {config.hidden_act!r}")
     if _pieces(model.tokenizer) is None:
         _pre_tokenizer(model.tokenizer)
+    settings = model.magnet_settings
+    starts = settings.start_in_encode and settings.start_token_id is not None
+    if encodes and (settings.pooling not in POOLING or (settings.pooling == "mean" and starts)):
+        raise ValueError(
+            f"--to gguf-encoder writes the pooling end, and mean without a start token; this is "
+            f"{settings.pooling!r} with{'' if starts else 'out'} one: llama.cpp has no other"
+        )
 
 
-def write(model: Any, path: Path) -> None:
-    """Write weights in the model's dtype (norms in float32), settings, tokenizer and chat template."""
+def write(model: Any, path: Path, encodes: bool = False) -> None:
+    """Write weights in the model's dtype (norms in float32), settings, tokenizer and chat template.
+
+    Args:
+        model: a Llama.
+        path: a new file.
+        encodes: write what is read from both sides and gives vectors, not what generates.
+    """
     gguf = require("gguf", "--to gguf")
-    check(model)
+    check(model, encodes)
     writer = gguf.GGUFWriter(path, "llama")
     try:
         _add_settings(writer, model, gguf)
+        if encodes:
+            pooling = POOLING[model.magnet_settings.pooling]
+            writer.add_causal_attention(False)
+            writer.add_pooling_type(gguf.PoolingType[pooling])
         with tempfile.TemporaryDirectory() as folder:
-            _add_tokenizer(writer, model, gguf, Path(folder))
-        for name, weight in _tensors(model, gguf):
+            _add_tokenizer(writer, model, gguf, Path(folder), encodes)
+        for name, weight in _tensors(model, gguf, with_head=not encodes):
             if weight.dtype == torch.bfloat16:  # which numpy has not
                 kind = gguf.GGMLQuantizationType.BF16
                 bits = weight.contiguous().view(torch.uint8).numpy()
@@ -107,7 +127,7 @@ def _add_settings(writer: Any, model: Any, gguf: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
 
 
-def _add_tokenizer(writer: Any, model: Any, gguf: Any, folder: Path) -> None:
+def _add_tokenizer(writer: Any, model: Any, gguf: Any, folder: Path, encodes: bool) -> None:
     tokenizer = model.tokenizer
     kinds, tokens, types = gguf.TokenType, [], []
     for token_id in range(model.config.vocab_size):
@@ -144,6 +164,12 @@ def _add_tokenizer(writer: Any, model: Any, gguf: Any, folder: Path) -> None:
         tokenizer("a", add_special_tokens=False)["input_ids"],
     )
     special.add_special_token = {"bos": framed[0] != bare[0], "eos": framed[-1] != bare[-1]}
+    if encodes:  # the tokens that frame a text
+        settings = model.magnet_settings
+        special.special_token_ids["eos"] = settings.end_token_id
+        if settings.start_token_id is not None:
+            special.special_token_ids["bos"] = settings.start_token_id
+        special.add_special_token = {"bos": settings.special_tokens == 2, "eos": True}
     special.add_to_gguf(writer, quiet=True)
 
 
@@ -221,12 +247,12 @@ def _pre_tokenizer(tokenizer: Any) -> str:
     return name
 
 
-def _tensors(model: Any, gguf: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(model: Any, gguf: Any, with_head: bool) -> Iterator[tuple[str, torch.Tensor]]:
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, weight in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+        if name.startswith("lm_head.") and (config.tie_word_embeddings or not with_head):
             continue
         turned = heads.get(name.split(".")[-2])
         if turned:

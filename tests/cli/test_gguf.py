@@ -5,6 +5,7 @@ import json
 import urllib.request
 from importlib.util import find_spec
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from test_model import add_lora
 from tiny import SENTENCES, make_model
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.cli import exporting, gguf_file
@@ -32,7 +33,7 @@ WRITTEN = 24
 class XLlamaCpp:
     """llama.cpp in the wheel of xllamacpp, by its server in this process."""
 
-    def __init__(self, path):
+    def __init__(self, path, embedding=False):
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -40,6 +41,7 @@ class XLlamaCpp:
         params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 512, 1, False, -1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.embedding = embedding
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.server = xllamacpp.Server(params)
 
@@ -59,6 +61,10 @@ class XLlamaCpp:
         return self._post(
             "/completion", prompt=ids, n_predict=WRITTEN, temperature=0, return_tokens=True
         )["tokens"]
+
+    def encode(self, texts):
+        rows = self._post("/embedding", content=texts, embd_normalize=-1)
+        return np.float32([row["embedding"][0] for row in rows])
 
 
 class LlamaCppPython:
@@ -238,6 +244,68 @@ def test_transformers_reads_it(magnet, folder, tmp_path, dtype):
         difference = (found(**inputs).logits - merged(**inputs).logits).abs().max()
         print(f"largest difference {difference:.1e} in {dtype}")
         assert difference < atol
+
+
+class InEightBits(gguf.GGUFWriter):
+    """Writes matrices as `llama-quantize` makes them of the type Q8_0."""
+
+    def add_tensor(self, name, tensor, raw_dtype=None, **arguments):
+        if tensor.ndim == 2:
+            raw_dtype = gguf.GGMLQuantizationType.Q8_0
+            tensor = gguf.quants.quantize(tensor, raw_dtype)
+        super().add_tensor(name, tensor, raw_dtype=raw_dtype, **arguments)
+
+
+def cosine_distance(a, b):
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float((1 - (a * b).sum(axis=-1) / lengths).max())
+
+
+ENCODERS = {
+    "end": {},
+    "mean": {"pooling": "mean", "start_in_encode": False},
+    "another start token": {"start_token_id": 2, "end_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("settings", ENCODERS.values(), ids=ENCODERS)
+@pytest.mark.parametrize("writer, most", [(gguf.GGUFWriter, 1e-4), (InEightBits, 1e-2)])
+def test_llama_cpp_gives_the_vectors_of_encode(tmp_path, monkeypatch, writer, most, settings):
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: the extra integrations")
+    model = make_model(hidden_size=64)
+    model.config.magnet = settings
+    monkeypatch.setattr(gguf, "GGUFWriter", writer)
+    expected = {None: model.encode(SENTENCES), 1: model.encode(SENTENCES, num_layers=1)}
+    prompt = model.magnet_settings.prompts["sentence"]
+    for num_layers in (None, 1):  # the first layers last: they are all that the model keeps
+        file = tmp_path / f"{num_layers}.gguf"
+        exporting.export(model, "gguf-encoder", file, num_layers)
+        found = XLlamaCpp(file, embedding=True).encode([prompt + text for text in SENTENCES])
+        distance = cosine_distance(found, expected[num_layers])
+        print(f"largest cosine distance {distance:.1e} by {writer.__name__}")
+        assert distance < most
+    assert cosine_distance(expected[1], expected[None]) > 0.1
+
+
+def test_an_encoder_s_file_says_how_it_is_read(tmp_path):
+    model = make_model()
+    exporting.export(model, "gguf", tmp_path / "plain.gguf")
+    exporting.export(model, "gguf-encoder", tmp_path / "encoder.gguf")
+    files = {
+        name: gguf.GGUFReader(tmp_path / f"{name}.gguf").fields for name in ("plain", "encoder")
+    }
+    assert not {"llama.attention.causal", "llama.pooling_type"} & set(files["plain"])
+    assert files["encoder"]["llama.attention.causal"].contents() is False
+    assert files["encoder"]["llama.pooling_type"].contents() == gguf.PoolingType.LAST
+    found = AutoModel.from_pretrained(tmp_path, gguf_file="encoder.gguf", dtype="float32")
+    prompt = model.magnet_settings.prompts["sentence"]
+    for text in SENTENCES:
+        ids = [0, *model.text_tokenizer.ids([prompt + text])[0], 1]
+        states = found(input_ids=torch.tensor([ids]), is_causal=False).last_hidden_state[0]
+        np.testing.assert_allclose(states[-1].detach().numpy(), model.encode(text), atol=1e-4)
+    model.config.magnet = {"pooling": "mean"}
+    with pytest.raises(ValueError, match="mean without a start token; this is 'mean' with one"):
+        exporting.export(model, "gguf-encoder", tmp_path / "mean.gguf")
 
 
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path):
