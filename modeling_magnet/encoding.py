@@ -255,9 +255,8 @@ class EncodingMixin(CheckpointMixin):
         """Vectors of sentences that are tokenized already, prompt included.
 
         Puts the start token before (unless the settings leave it out) and the end token after each
-        row, and returns the last layer's output at the end token, or with `pooling` set to `mean`
-        the mean of all outputs but the start token's. This is the method that sentence-transformers
-        calls on a saved folder; gradients flow through it in training.
+        row, and pools the last layer's outputs as the settings say. This is the method that
+        sentence-transformers calls on a saved folder; gradients flow through it in training.
 
         Args:
             input_ids: (batch, length) without start and end token; padded on either side.
@@ -294,10 +293,7 @@ class EncodingMixin(CheckpointMixin):
         hidden = self._span_states(
             padded, torch.full_like(padded, CONTEXT), mask, num_layers=num_layers
         )  # (batch, length, hidden)
-        if settings.pooling == "mean":
-            weights = (mask & (columns >= len(parts) - 2)).to(hidden)  # (batch, length)
-            return (weights[:, None] @ hidden)[:, 0] / weights.sum(dim=1, keepdim=True)
-        return hidden[torch.arange(len(padded), device=hidden.device), last.to(hidden.device)]
+        return pooled(hidden, mask.to(hidden.device), settings.pooling, starts=len(parts) == 3)
 
     def _span_states(
         self,
@@ -432,6 +428,33 @@ class EncodingMixin(CheckpointMixin):
                 for i, device in enumerate(devices)
             )
         return results
+
+
+def pooled(
+    hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str, starts: bool
+) -> torch.Tensor:
+    """One vector of the states of each row.
+
+    Args:
+        hidden: (batch, length, hidden).
+        attention_mask: (batch, length) 1 for tokens, 0 for padding on either side.
+        pooling: one of `settings.POOLINGS`.
+        starts: whether rows begin with a start token, which means leave out.
+
+    Returns:
+        (batch, hidden).
+    """
+    order = (
+        attention_mask.long().cumsum(dim=1) * attention_mask
+    )  # (batch, length) 1 at the first token
+    if pooling in ("end", "first"):
+        column = (order if pooling == "end" else order == 1).int().argmax(dim=1)  # (batch,)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), column]
+    weights = (order - int(starts)).clamp(min=0)  # (batch, length)
+    if pooling == "mean":
+        weights = weights.clamp(max=1)
+    weights = weights.to(hidden)
+    return (weights[:, None] @ hidden)[:, 0] / weights.sum(dim=1, keepdim=True)
 
 
 def check_states(states: str) -> str:

@@ -43,6 +43,9 @@ def longest_alike(config: PreTrainedConfig) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+POOLINGS = ("end", "first", "mean", "weighted_mean")
+"""How a sentence's vector is made of its states; see `MagnetSettings.pooling`."""
+
 ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """The names that sentence-transformers looks for among prompts, for a query and for a document."""
 
@@ -61,8 +64,9 @@ class MagnetSettings:
             prompt (measured on SmolLM2, see `training/README.md`).
         end_token_id: the token appended to a sentence.
         pooling: `end`, a sentence's vector is the last hidden state at the end token (section 3.2.2);
-            or `mean`, the mean of all its states but the start token's, prompt and end token included
-            (as LLM2Vec trains).
+            `first`, the one at the first token, which sees all others as BERT's does; `mean`, the mean
+            of all its states but the start token's, prompt and end token included (as LLM2Vec trains);
+            `weighted_mean`, the same where the n-th state weighs n (as SGPT trains).
         max_length: the longest sequence in tokens, start, prompt and end included. It bounds `encode`
             and `infill`; `generate` without a span map goes as far as the base model does.
         trained_length: the longest text in tokens that the checkpoint was adapted on, beyond which
@@ -90,8 +94,8 @@ class MagnetSettings:
 
     def __post_init__(self):
         self._check_types()
-        if self.pooling not in ("end", "mean"):
-            raise ValueError(f"pooling is {self.pooling!r}: give 'end' or 'mean'")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}: give one of {', '.join(POOLINGS)}")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ValueError(
                 f"default_prompt_name is {self.default_prompt_name!r}, but the prompts are "

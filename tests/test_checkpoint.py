@@ -18,6 +18,7 @@ from tiny import ARCHITECTURES, SENTENCES, make_model, plain
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
+from modeling_magnet.settings import POOLINGS
 
 IDS = [[5, 90, 7, 200, 11, 64]]
 NOT_INSTALLED = (
@@ -164,7 +165,7 @@ def test_saved_again_from_remote_code_it_still_loads(folder, tmp_path, tiny, cle
     assert {p.name for p in (tmp_path / "again").iterdir()} == {p.name for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("pooling", ["end", "mean"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("start_in_encode", [True, False])
 def test_sentence_transformers_gives_the_same_vectors(tmp_path, tiny, start_in_encode, pooling):
     """Also where the tokenizer has a chat template, which sentence-transformers would apply."""

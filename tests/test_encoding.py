@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers.models import Pooling
 from tiny import ARCHITECTURES, SENTENCES, WITHOUT_SDPA, make_model
 
 from modeling_magnet import encoding
@@ -122,6 +123,31 @@ def test_without_a_start_token_in_encode(tiny):
 
 
 @pytest.mark.parametrize("start_in_encode", [True, False])
+@pytest.mark.parametrize(
+    ("pooling", "theirs"),
+    [("end", "lasttoken"), ("first", "cls"), ("mean", "mean"), ("weighted_mean", "weightedmean")],
+)
+def test_every_pooling_is_that_of_sentence_transformers(tiny, pooling, theirs, start_in_encode):
+    """Of means the start token is left out: its state is like no other."""
+    tiny.config.magnet = {"pooling": pooling, "start_in_encode": start_in_encode}
+    ids = tiny.tokenizer(["x" + text for text in SENTENCES], add_special_tokens=False)["input_ids"]
+    ids = [[0, *row, 1] if start_in_encode else [*row, 1] for row in ids]
+    inputs = tiny.tokenizer.pad({"input_ids": ids}, return_tensors="pt", padding_side="right")
+    states = tiny.model(**inputs, is_causal=False).last_hidden_state
+    mask, skip = inputs["attention_mask"], int(start_in_encode and "mean" in pooling)
+    features = {"token_embeddings": states[:, skip:], "attention_mask": mask[:, skip:]}
+    expected = Pooling(48, pooling_mode=theirs)(features)["sentence_embedding"].detach()
+    np.testing.assert_allclose(tiny.encode(SENTENCES, prompt="x"), expected, atol=1e-5)
+    assert np.isfinite(tiny.encode("", prompt="")).all()
+    for left in (0, 3):  # padding on either side of the mask
+        hidden = torch.randn(1, 9, 48)
+        hidden[:, left : left + 5] = states[:1, :5]
+        part = torch.zeros(1, 9).index_fill(1, torch.arange(left, left + 5), 1).long()
+        alone = encoding.pooled(states[:1, :5], torch.ones(1, 5).long(), pooling, start_in_encode)
+        torch.testing.assert_close(encoding.pooled(hidden, part, pooling, start_in_encode), alone)
+
+
+@pytest.mark.parametrize("start_in_encode", [True, False])
 def test_mean_pooling_is_over_all_but_the_start_token(tiny, start_in_encode):
     tiny.config.magnet = {"pooling": "mean", "start_in_encode": start_in_encode}
     ids = [0, *tiny.tokenizer(PROMPT + SENTENCES[0], add_special_tokens=False)["input_ids"], 1]
@@ -132,7 +158,7 @@ def test_mean_pooling_is_over_all_but_the_start_token(tiny, start_in_encode):
     np.testing.assert_allclose(vectors[0], expected.mean(0).detach().numpy(), atol=1e-5)
     assert np.isfinite(tiny.encode("", prompt="")).all()
     tiny.config.magnet = {"pooling": "max"}
-    with pytest.raises(ValueError, match="pooling is 'max': give 'end' or 'mean'"):
+    with pytest.raises(ValueError, match="pooling is 'max': give one of end, first"):
         tiny.encode("A cat.")
 
 

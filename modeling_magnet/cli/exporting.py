@@ -147,6 +147,14 @@ EXPORTS: dict[str, Callable[..., None]] = {
 }
 """How each of `checking.EXPORTS` is written."""
 
+POOLING_MODES = {
+    "end": "lasttoken",
+    "first": "cls_token",
+    "mean": "mean_tokens",
+    "weighted_mean": "weightedmean_tokens",
+}
+"""What sentence-transformers calls a checkpoint's pooling."""
+
 
 def _save_as(stock_class: Any, source: Any, folder: Path, **changes: Any) -> None:
     """Save a model's weights as those of a stock class, with changes to its config.
@@ -191,7 +199,9 @@ def _save_for_encoding(model: Any, folder: Path, truncate_dim: int | None = None
     tokenizer.save_pretrained(folder)
     _frame_by_special_tokens(model, folder)
     starts = settings.start_in_encode and settings.start_token_id is not None
-    if settings.pooling == "end" or not starts:  # its mean would take in the start token
+    if (
+        settings.pooling in ("end", "first") or not starts
+    ):  # its means would take in the start token
         _write_sentence_transformers_files(model, folder, truncate_dim)
 
 
@@ -220,7 +230,6 @@ def _write_sentence_transformers_files(
 ) -> None:
     settings = model.magnet_settings
     types = {"": "Transformer", "1_Pooling": "Pooling"}
-    mode = "pooling_mode_lasttoken" if settings.pooling == "end" else "pooling_mode_mean_tokens"
     files: dict[str, Any] = {
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -239,10 +248,10 @@ def _write_sentence_transformers_files(
         },
         "1_Pooling/config.json": {
             "word_embedding_dimension": model.config.hidden_size,
-            "pooling_mode_cls_token": False,
-            "pooling_mode_mean_tokens": False,
-            "pooling_mode_lasttoken": False,
-            mode: True,
+            **{
+                f"pooling_mode_{mode}": name == settings.pooling
+                for name, mode in POOLING_MODES.items()
+            },
             "include_prompt": True,
         },
     }

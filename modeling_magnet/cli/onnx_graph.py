@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..encoding import pooled
 from ..masking import sliding_window
 
 OUTPUTS = ["last_hidden_state", "sentence_embedding"]
@@ -19,7 +20,7 @@ class Encoder(torch.nn.Module):
         super().__init__()
         settings = model.magnet_settings
         self.decoder = model.base_model
-        self.mean = settings.pooling == "mean"
+        self.pooling = settings.pooling
         self.starts = settings.start_in_encode and settings.start_token_id is not None
 
     def forward(
@@ -32,16 +33,7 @@ class Encoder(torch.nn.Module):
         hidden = self.decoder(
             input_ids=input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        if self.mean:
-            weights = attention_mask
-            if self.starts:
-                weights = weights * (columns != weights.argmax(dim=1, keepdim=True))
-            weights = weights.to(hidden)  # (batch, length)
-            pooled = (weights[:, None] @ hidden)[:, 0] / weights.sum(dim=1, keepdim=True)
-            return hidden, pooled
-        last = (attention_mask * columns).argmax(dim=1)  # (batch,)
-        return hidden, hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        return hidden, pooled(hidden, attention_mask, self.pooling, self.starts)
 
 
 def write(model: Any, path: Path) -> None:

