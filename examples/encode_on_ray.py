@@ -82,7 +82,7 @@ def encode(
     ray.init(ignore_reinit_error=True)
     files = ray.data.from_items(todo, override_num_blocks=len(todo))  # a task is a file
     done = files.map_batches(
-        EncodeFiles, batch_size=1, concurrency=workers, num_cpus=cpus, num_gpus=gpus,
+        EncodeFiles, batch_size=1, compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=cpus, num_gpus=gpus,
         fn_constructor_kwargs=encoder,
     )  # fmt: skip
     for row in done.iter_rows():
@@ -105,7 +105,8 @@ class EncodeFiles:
         self.encoder = Encoder(load_model(model), encoding)
         if self.encoder.identity() != identity:
             raise ValueError(
-                f"{model} is another model on this machine than where the run was begun"
+                f"{model} is another model on this machine than where the run was begun, or the "
+                "package another version"
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 ELSEWHERE = {
     "share-on-the-hub": "tests/test_hub.py, which has a hub",
     "integrations": "tests/test_integrations.py, which has the packages",
+    "sft-dpo": "tests/examples/test_preference.py, which has trl",
     "serve": "tests/serve, which has a server",
 }
 """Pages whose Python blocks another test runs."""
