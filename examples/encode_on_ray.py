@@ -105,7 +105,7 @@ class EncodeFiles:
         self.encoder = Encoder(load_model(model), encoding)
         if self.encoder.identity() != identity:
             raise ValueError(
-                f"{model} is another model on this machine than where the run was begun, or the "
+                f"{model} is another model on this machine than where the run was started, or the "
                 "package another version"
             )
 
@@ -150,7 +150,7 @@ def claim(manifest: Path, identity: dict[str, Any], files: list[str]) -> None:
     Files may be added to a corpus, but none that was noted may change.
 
     Raises:
-        SystemExit: the folder was begun with something else.
+        SystemExit: the folder was started with something else.
     """
     inputs = {path: change for path, *change in identify(files) or []}
     if manifest.exists():
@@ -158,14 +158,14 @@ def claim(manifest: Path, identity: dict[str, Any], files: list[str]) -> None:
         if found["identity"] != identity:
             other = [name for name in identity if found["identity"].get(name) != identity[name]]
             raise SystemExit(
-                f"{manifest.parent} was begun with another {', '.join(other)}: give a new folder"
+                f"{manifest.parent} was started with another {', '.join(other)}: give a new folder"
             )
         changed = [
             path for path, noted in found["inputs"].items() if inputs.get(path, noted) != noted
         ]
         if changed:
             raise SystemExit(
-                f"{changed[0]} changed since {manifest.parent} was begun: give a new folder"
+                f"{changed[0]} changed since {manifest.parent} was started: give a new folder"
             )
         inputs = found["inputs"] | inputs
     with written_aside(manifest) as aside:

@@ -68,12 +68,12 @@ class AdapterMixin(CausalLM):
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The base model for a while: inside, `generate` writes what the base does, bit for bit.
+        """Switch the adapter off inside the block, where the model is its base, bit for bit.
 
-        For a model with a LoRA adapter that is not merged. As with `torch.no_grad()`, it holds for
-        the thread that opened it, or the task of asyncio: meanwhile other threads have the adapter,
-        and a thread that is started inside has it until it opens a block of its own. Blocks may be
-        nested; what `disable_adapters` and `set_adapter` set stays as it is.
+        For a model with an unmerged LoRA adapter. Like `torch.no_grad()`, it holds for the thread that
+        opened it, or for the asyncio task. Other threads keep the adapter, and so does a thread that
+        is started inside, until it opens its own block. Blocks may be nested. They leave
+        `disable_adapters` and `set_adapter` alone.
 
         Raises:
             ValueError: there is no adapter, because it was merged into the weights or never was; it
@@ -132,8 +132,8 @@ class AdapterMixin(CausalLM):
         peft, name = _peft(), self._free_name(adapter_name)
         if any(weight.is_meta for weight in self.parameters()):
             raise ValueError(
-                "device_map has put weights of the model elsewhere, where an adapter cannot follow: "
-                "load it without, or merge the adapter first (magnet export)"
+                "device_map has put weights on the disk or another device, where an adapter cannot "
+                "follow: load the model without device_map, or merge the adapter first (magnet export)"
             )
         config, weights = _read_adapter(peft_model_id)
         config.inference_mode = True
@@ -149,7 +149,7 @@ class AdapterMixin(CausalLM):
                 raise KeyError(min(missing))
             if strange := [key for key in found.unexpected_keys if ".lora_" in key]:
                 raise ValueError(
-                    f"it holds {min(strange)}, and the model has no such layer adapted"
+                    f"it holds {min(strange)}, but the model has no such layer to adapt"
                 )
         except Exception as error:  # of whatever kind: PEFT lets many be raised by what it calls
             self._take_out(name, config)
@@ -200,7 +200,9 @@ class AdapterMixin(CausalLM):
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
         unknown = set(names) - set(self._adapters())
         if unknown:
-            raise ValueError(f"no adapter named {sorted(unknown)}; there are {self._adapters()}")
+            raise ValueError(
+                f"no adapter named {sorted(unknown)}: the model has {self._adapters()}"
+            )
         _peft().functional.set_adapter(self, adapter_name)
 
     def active_adapters(self) -> list[str]:
@@ -224,7 +226,7 @@ class AdapterMixin(CausalLM):
         """Remove adapters from the model; with the last one it is its base again."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name not in self._adapters():
-                raise ValueError(f"no adapter named {name!r}; there are {self._adapters()}")
+                raise ValueError(f"no adapter named {name!r}: the model has {self._adapters()}")
             self._take_out(name, self.peft_config[name])
 
     def _take_out(self, name: str, config) -> None:
@@ -270,10 +272,12 @@ class AdapterMixin(CausalLM):
     def _free_name(self, name: str | None) -> str:
         name = name or "default"
         if name in getattr(self, "peft_config", {}):
-            raise ValueError(f"the model has an adapter named {name!r}: give adapter_name another")
+            raise ValueError(
+                f"the model already has an adapter named {name!r}: give another adapter_name"
+            )
         return name
 
     def _adapters(self) -> list[str]:
         if not self._hf_peft_config_loaded:
-            raise ValueError("the model has no adapter: load_adapter and add_adapter give it one")
+            raise ValueError("the model has no adapter: call load_adapter or add_adapter first")
         return list(self.peft_config)

@@ -53,7 +53,7 @@ class MagnetGemma2ForCausalLM(MagnetMixin, Gemma2ForCausalLM, GenerationMixin):
 
 
 class MagnetGemma3ForCausalLM(MagnetMixin, Gemma3ForCausalLM, GenerationMixin):
-    """A Gemma 3, text alone, that encodes, infills and generates."""
+    """A Gemma 3 (text only) that encodes, infills and generates."""
 
 
 class MagnetMistralForCausalLM(MagnetMixin, MistralForCausalLM, GenerationMixin):

@@ -29,15 +29,15 @@ and {new} those of the new ones that are not here.
 
 @contextlib.contextmanager
 def written_aside(target: str | os.PathLike, stale: Sequence[str] = ()) -> Iterator[Path]:
-    """Give a place to write to; what the block leaves there is then put in place of `target`.
+    """Yield a temporary path, and move what the block writes there to `target` when it is complete.
 
-    A new file or folder appears whole. A file replaces a file at once. A folder's files replace those
-    of their names in a folder that exists, and all others stay. Meanwhile, and if the process is
-    killed then, a text stands in place of the model's config that makes every reader raise an error:
-    old and new files are never read together.
+    A new file or folder appears whole. A file replaces an existing file at once. A folder's files
+    replace the files of the same names in an existing folder, and all other files stay. While they are
+    moved, the model's config is replaced by a text that makes every reader raise an error. If the
+    process is killed then, old and new files are therefore never read together.
 
-    An error in the block or while files are put in place, Ctrl-C included, leaves what was there.
-    What killed processes left aside is removed here, what living ones write is not.
+    An error in the block or during the move, including Ctrl-C, leaves the old content. Leftovers of
+    killed processes are removed here; files that living processes write are not.
 
     Args:
         target: a file, or a folder, which may be a symbolic link to one. Its parent folder exists.
@@ -103,7 +103,7 @@ def _make_holder(place: Path):
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Let no file be renamed into place before its content is there."""
+    """Flush files to disk, so that none is renamed into place before its content."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             with open(file, "r+b") as opened:

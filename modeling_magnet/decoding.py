@@ -256,7 +256,7 @@ class _StoppingRules(StoppingCriteria):
 
 
 class SpanStreamer(BaseStreamer):
-    """Hands a streamer the written tokens; in place of the prompt it gets an empty one.
+    """Hands a streamer the written tokens, with an empty prompt instead of the context.
 
     `generate` puts the prompt into a streamer first, and streamers with `skip_prompt` count on it.
     """

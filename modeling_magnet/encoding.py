@@ -209,8 +209,8 @@ class EncodingMixin(CheckpointMixin):
             show_progress_bar: as in `encode`.
             convert_to_numpy: return arrays; False: tensors on the CPU.
             device: as in `encode`.
-            states: `paper`: the output at the position before the token alone, as in MAGNET's section
-                4.1 and in `encode_tokens`; half as wide.
+            states: `paper` uses only the output at the position before the token, as in MAGNET's
+                section 4.1 and in `encode_tokens`; half as wide.
             num_layers: as in `encode`.
 
         Returns:

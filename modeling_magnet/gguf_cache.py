@@ -38,18 +38,18 @@ def dequantized(
 
     The folder is made when it is first asked for, by one process while others wait. Its name holds
     the file's hash and the releases of transformers and gguf that made it. Each process that reads it
-    checks it first, and makes it anew where a byte differs. It may be removed at any time. A
-    tokenizer that does not come back from its files as it was is left out.
+    checks it first, and makes it again if a byte differs. It may be removed at any time. A
+    tokenizer that its files do not restore exactly is left out.
 
     Args:
         place: the folder or Hub id that has the file.
         gguf_file: its name.
-        model_types: those to keep; a file of another is left alone.
+        model_types: the types to keep; a file of another type is not stored.
         found: further arguments of `from_pretrained` that find the file.
 
     Returns:
-        The folder. None where there is none: the file is not found, larger than `LARGEST` or of
-        another model type, gguf is not installed, or the cache cannot be written to (with a warning).
+        The folder, or None if the file is not found, larger than `LARGEST` or of another model type, if
+        gguf is not installed, or if the cache cannot be written to (with a warning).
     """
     try:
         path: Any = cached_file(place, gguf_file, **found)
@@ -67,7 +67,9 @@ def dequantized(
                 if not _is_whole(folder) and not _make(folder, file, model_types):
                     return None
     except OSError as error:
-        logger.warning(f"{file} is dequantized each time: its model could not be kept ({error})")
+        logger.warning(
+            f"{file} will be dequantized at every load: the result could not be stored ({error})"
+        )
         return None
     return folder
 

@@ -50,23 +50,24 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
                 Without a suffix: a whole text that has `___` for each blank, or a sequence of them.
             suffix: the text after the gap, as many as prefixes. May be empty. Starts with its own
                 space where there is one.
-            span_length: how many token positions the gap has, for all or one each; the span is up to
-                as long and ends earlier only at an end token (the paper's setting). None: the gap is
-                somewhat longer than a sentence of the text around it, and the span is cut where the
-                suffix reads on best (see `lengths`); what a streamer or `return_dict_in_generate` shows
-                is not cut. Where no suffix follows, the gap has `max_new_tokens` positions.
+            span_length: the length of the gap in tokens, one for all texts or one per text. The span
+                is at most as long and ends earlier only at an end token (the paper's setting). None:
+                the gap is somewhat longer than a sentence of the text around it, and the span is cut
+                where it leads best into the suffix (see `lengths`). A streamer and
+                `return_dict_in_generate` show it uncut. Without a suffix, the gap has
+                `max_new_tokens` positions.
             max_new_tokens: the most that may be written. Default: `span_length`, or 64.
-            streamer: gets the span's tokens as they come (not the prompt).
-            return_scores: return an `Infilling` in place of each text: with its log-probabilities, and
-                why it ended. Costs another reading of the text.
+            streamer: gets the span's tokens as they are generated, without the prompt.
+            return_scores: return an `Infilling` instead of each text, with its log-probabilities and
+                the reason why it ended. This reads the text once more.
             generate_arguments: everything else that `generate` takes. `stop_strings` need no
                 `tokenizer` here.
 
         Returns:
-            The span's text; for a sequence of prefixes a list of them. Of a text with `___` the
-            list of its blanks, as `infill_blanks` returns it. With
-            `num_return_sequences=n` each is a list of n. With `return_dict_in_generate=True` what
-            `generate` returns, its `sequences` cut to the span, with the texts as `texts`.
+            The span's text, or a list of them for a sequence of prefixes. For a text with `___`, the
+            list of what fills its blanks, as from `infill_blanks`. With `num_return_sequences=n` each
+            is a list of n. With `return_dict_in_generate=True`, the output of `generate`, with
+            `sequences` cut to the span and the texts as `texts`.
 
         Raises:
             TypeError: a text is no string, or an argument is one that `infill` sets itself.
@@ -91,7 +92,9 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         prefixes = [prefix] if isinstance(prefix, str) else _listed(prefix, "prefix")
         suffixes = [suffix] if isinstance(suffix, str) else _listed(suffix, "suffix")
         if len(prefixes) != len(suffixes):
-            raise ValueError(f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes")
+            raise ValueError(
+                f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many"
+            )
         lengths = _each(span_length, len(prefixes), "pairs of prefix and suffix")
         results = self._infill(
             [[p, s] for p, s in zip(prefixes, suffixes, strict=True)],
@@ -288,7 +291,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         limit = self.magnet_settings.max_length
         if layout.length > limit:
             raise ValueError(
-                f"text {t} has {layout.length} positions ({sum(layout.gaps)} of them gap), the limit "
+                f"text {t} has {layout.length} positions ({sum(layout.gaps)} in gaps), but the limit "
                 f"is {limit}: shorten the context or the gap"
             )
 
@@ -359,7 +362,7 @@ def _as_texts(parts) -> tuple[list[Sequence[str]], bool]:
 def _each(span_length, count: int, what: str) -> list[int | None]:
     lengths = list(span_length) if isinstance(span_length, LISTS) else [span_length] * count
     if len(lengths) != count:
-        raise ValueError(f"span_length has {len(lengths)} entries, there are {count} {what}")
+        raise ValueError(f"span_length has {len(lengths)} entries, but there are {count} {what}")
     if None in lengths and any(length is not None for length in lengths):
         raise ValueError(f"span_length is {lengths}: give all lengths or none")
     return [length if length is None else whole_number("span_length", length) for length in lengths]

@@ -86,7 +86,7 @@ def check_span_ids(span_ids: torch.Tensor, batch_size: int, length: int) -> None
     if span_ids.shape != (batch_size, length):
         raise ValueError(
             f"span_ids has shape {tuple(span_ids.shape)}, the tokens (cached ones included) have "
-            f"({batch_size}, {length}): give one entry a token"
+            f"({batch_size}, {length}): give one entry per token"
         )
     if span_ids.numel() == 0 or torch.compiler.is_compiling():
         return  # inside a compiled graph the values cannot be looked at without breaking it
@@ -102,8 +102,8 @@ def check_span_ids(span_ids: torch.Tensor, batch_size: int, length: int) -> None
     if unique.shape[0] != pieces.shape[0]:
         row, span = unique[counts > 1][0].tolist()
         raise ValueError(
-            f"span_ids: span {span} of row {row} is in {int(counts.max())} pieces; a span is one "
-            "unbroken run of tokens, so give each piece a number of its own"
+            f"span_ids: span {span} of row {row} is in {int(counts.max())} pieces, but a span is one "
+            "unbroken run of tokens: number the pieces differently"
         )
 
 
@@ -150,10 +150,9 @@ def cached_length(cache: Cache | None) -> int:
 
 
 def extend_span_ids(span_ids: torch.Tensor, length: int) -> torch.Tensor:
-    """Extend a span map to `length` columns: what is appended is one open span.
+    """Extend a span map to `length` columns by one open span, as `generate()` does with a prompt.
 
-    The open span goes on with the span that the map ends in, or is a new one after context. It is
-    what `generate()` appends to a prompt.
+    The open span continues the span that the map ends in. After context, it is a new span.
 
     Args:
         span_ids: (batch, columns).
@@ -228,18 +227,18 @@ def attention_arguments(
     window = sliding_window(config)
     if window is not None and columns > window:
         raise ValueError(
-            f"the span map has {columns} columns, the model's sliding window {window}: its layers would "
-            "hide some of the context; give at most as many tokens as the window has, or no map"
+            f"the span map has {columns} columns, but the model's sliding window is {window} and would "
+            f"hide some of the context: give at most {window} tokens, or no map"
         )
     if attention_mask is not None and attention_mask.shape != (batch_size, columns):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, span_ids has "
-            f"({batch_size}, {columns}): give both one entry a token"
+            f"({batch_size}, {columns}): give both one entry per token"
         )
     if document_ids is not None and document_ids.shape != (batch_size, query_length):
         raise ValueError(
             f"document_ids has shape {tuple(document_ids.shape)}, the tokens have ({batch_size}, "
-            f"{query_length}): give one entry a token"
+            f"{query_length}): give one entry per token"
         )
     if backend not in MASK_BACKENDS and document_ids is None:
         arguments = {"attention_mask": attention_mask} | _one_sequence(span_ids, query_length)
@@ -249,7 +248,7 @@ def attention_arguments(
             return arguments
     if backend not in MASK_BACKENDS:
         raise ValueError(
-            f"the attention backend {backend!r} would drop the hybrid mask without a word; call "
+            f"the attention backend {backend!r} would silently drop the hybrid mask: call "
             f"model.set_attn_implementation with one of {', '.join(MASK_BACKENDS)}"
         )
     layer_types = getattr(config, "layer_types", None) or ["all"]

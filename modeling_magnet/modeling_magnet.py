@@ -207,7 +207,7 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
             )
         sees_all = query.shape[1] == 1 < columns and not span_ids.any()
         if sees_all and sliding_window(self.config) is None:
-            return inputs  # a token after context alone needs no mask, as in plain decoding
+            return inputs  # after context only, a single token needs no mask, as in plain decoding
         inputs.update(
             attention_arguments(
                 self.config,

@@ -99,7 +99,7 @@ class RankingMixin(EncodingMixin):
         Args:
             query: a text.
             documents: texts.
-            top_k: return so many. None: all.
+            top_k: the number of documents to return. None: all.
             return_documents: add each document's `text`.
             encode_arguments: of `encode`, such as `batch_size` and `truncation`.
 

@@ -88,9 +88,9 @@ class SavingMixin(CheckpointMixin):
         other variants' weights among them. What goes is what would be read with the new files: the
         same variant in other shards, and an adapter beside whole weights.
 
-        Of a model with an unmerged adapter the weights of the adapter alone are written, as by every
-        transformers model; all else is as above, so that the folder has this model's settings and
-        not its base's. Without trust `AutoPeftModelForCausalLM` opens it.
+        For a model with an unmerged adapter, only the adapter's weights are written, as with every
+        transformers model. Everything else is as above, so the folder has this model's settings and
+        not its base's. Without trust, `AutoPeftModelForCausalLM` opens it.
 
         A model without a tokenizer is saved without what needs one, with a warning.
 
@@ -182,7 +182,7 @@ class SavingMixin(CheckpointMixin):
         token=None,
         **kwargs,
     ) -> CommitInfo:
-        """Upload what was written into a folder, and delete what is stale beside it."""
+        """Upload the files written into a folder, and delete stale ones in the repository."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         kwargs.setdefault("commit_message", "Upload MAGNET model")
@@ -233,8 +233,8 @@ class SavingMixin(CheckpointMixin):
             tokenizer = self.tokenizer
         except ValueError as error:
             warnings.warn(
-                f"{error}. Saved are weights, config and code, without what needs a tokenizer: its own "
-                "files, those of sentence-transformers, the card",
+                f"{error}. Saved weights, config and code, but not what needs a tokenizer: its files, "
+                "those of sentence-transformers, and the card",
                 stacklevel=3,
             )
             self._write_config(folder / "config.json", getattr(self.config, "magnet", None))

@@ -55,7 +55,7 @@ class ScoringMixin(EncodingMixin):
         """Score spans.
 
         Args:
-            spans: of each the text with its gaps, the number of the gap, and what is written there.
+            spans: per span, the text with its gaps, the number of the gap, and the tokens in it.
         """
         rows = [_in_place(*span) for span in spans]
         found: list[SpanScore | None] = [None] * len(spans)

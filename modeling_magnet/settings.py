@@ -55,7 +55,7 @@ SHORTEST = 3
 
 @dataclass
 class MagnetSettings:
-    """What a checkpoint was adapted with and must be used with.
+    """The settings that a checkpoint was adapted with and must be used with.
 
     Attributes:
         start_token_id: the token that begins every sequence, or None for none. Base models differ in
@@ -70,12 +70,12 @@ class MagnetSettings:
         max_length: the longest sequence in tokens, start, prompt and end included. It bounds `encode`
             and `infill`; `generate` without a span map goes as far as the base model does.
         trained_length: the longest text in tokens that the checkpoint was adapted on, beyond which
-            `encode` and `infill` warn: a model adapted on short texts alone gains nothing from the right
-            side of longer ones, however many positions its base has. None: not known, no warning.
-        prompts: named texts that can stand before a sentence.
+            `encode` and `infill` warn: a model adapted only on short texts gains nothing from the right
+            side of longer ones, however many positions its base has. None: unknown, no warning.
+        prompts: named texts that can be put before a sentence.
         default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
         split_special_tokens: whether a control token that is spelled out in a text or a prompt, such
-            as `<|im_end|>`, is text like any other. False: it is that token, wherever it came from.
+            as `<|im_end|>`, is text like any other. False: it is read as that token.
         matryoshka_dims: the numbers of leading dimensions that the vectors were trained to be cut to.
         matryoshka_layers: the numbers of layers that they were trained to be taken after.
     """
@@ -134,7 +134,7 @@ class MagnetSettings:
     def resolve(
         cls, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
     ) -> "MagnetSettings":
-        """Read the settings from `config.magnet`; what is not set there follows the tokenizer.
+        """Read the settings from `config.magnet`; the tokenizer decides the missing ones.
 
         Args:
             config: of the checkpoint; its `magnet` may be missing or hold some of the settings.
@@ -167,8 +167,8 @@ class MagnetSettings:
         settings = cls(**given)
         if alike is not None and settings.max_length > alike:
             raise ValueError(
-                f"max_length is {settings.max_length}, but the model's sliding window or RoPE treats "
-                f"{alike} positions alike: set max_length in config.magnet to at most that"
+                f"max_length is {settings.max_length}, but the model's sliding window or RoPE allows "
+                f"{alike} positions: set max_length in config.magnet to at most that"
             )
         if settings.max_length > positions:
             raise ValueError(
@@ -196,9 +196,9 @@ class MagnetSettings:
         """
         if self.trained_length is not None and length > self.trained_length:
             warnings.warn(
-                f"a text has {length} tokens, this checkpoint was adapted on texts of up to "
-                f"{self.trained_length}: beyond that what follows a gap and sentence vectors are not to be "
-                "relied on; shorten the text, or adapt on longer blocks",
+                f"a text has {length} tokens, but this checkpoint was adapted on texts of up to "
+                f"{self.trained_length}: sentence vectors and infillings are unreliable beyond that. "
+                "Shorten the text, or adapt on longer blocks",
                 stacklevel=4,
             )
 
@@ -242,5 +242,5 @@ class MagnetSettings:
         if name is None:
             return ""
         if name not in list(self.prompts):  # which may be asked for a list
-            raise ValueError(f"no prompt is named {name!r}; there are {sorted(self.prompts)}")
+            raise ValueError(f"no prompt is named {name!r}: give one of {sorted(self.prompts)}")
         return self.prompts[name]

@@ -54,8 +54,8 @@ def check_text(text: Any, name: str) -> str:
     half = SURROGATE.search(text)
     if half:
         raise ValueError(
-            f"{name} holds half a surrogate pair, {half[0]!r} at character {half.start()}, which is no "
-            "Unicode text: decode it anew, or call text.encode('utf-8', 'replace').decode()"
+            f"{name} holds half a surrogate pair, {half[0]!r} at character {half.start()}, which is not "
+            "valid Unicode: decode it again, or call text.encode('utf-8', 'replace').decode()"
         )
     return str.__str__(text)  # str(text) drops what stands at the end of numpy's strings
 
@@ -149,7 +149,7 @@ class TextTokenizer:
         return token_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; what is no whole character becomes `\ufffd`, and nothing before it.
+        """The text of token ids. An incomplete character becomes `\ufffd` and changes nothing before it.
 
         Args:
             token_ids: of one text.

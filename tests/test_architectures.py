@@ -55,7 +55,7 @@ def test_another_architecture_s_folder_is_refused(tmp_path):
     make_model(architecture="qwen2").save_pretrained(tmp_path / "qwen2")
     with pytest.raises(
         ValueError,
-        match="qwen2 is of the architecture 'qwen2', MagnetLlamaForCausalLM is for 'llama': load it "
+        match="qwen2 has the architecture 'qwen2', but MagnetLlamaForCausalLM is for 'llama': load it "
         "with MagnetQwen2ForCausalLM, or with load_magnet",
     ):
         MagnetLlamaForCausalLM.from_pretrained(tmp_path / "qwen2")
@@ -67,7 +67,7 @@ def test_another_architecture_s_folder_is_refused(tmp_path):
     for load in (MagnetLlamaForCausalLM.from_pretrained, load_magnet, load_base):
         with pytest.raises(ValueError, match=supported):
             load(str(tmp_path / "bert"))
-    with pytest.raises(ValueError, match="the config is of the architecture 'gpt2'; supported"):
+    with pytest.raises(ValueError, match="the config has the architecture 'gpt2'; supported"):
         magnet_class_for(GPT2Config())
     with pytest.raises(OSError):
         load_magnet(tmp_path / "nothing")
@@ -111,7 +111,7 @@ def test_within_the_window_it_changes_nothing(architecture):
 @pytest.mark.parametrize("architecture", SLIDING)
 def test_beyond_the_window_a_map_is_refused_and_generation_goes_on(architecture):
     model, ids = made_endless(sliding_model(architecture)), tokens(33)
-    message = "the span map has 33 columns, the model's sliding window 32"
+    message = "the span map has 33 columns, but the model's sliding window is 32"
     for value in (0, 1):
         with pytest.raises(ValueError, match=message):
             model(input_ids=ids, span_ids=torch.full_like(ids, value))
@@ -203,7 +203,7 @@ def test_dynamic_rope_keeps_a_vector_from_depending_on_other_texts():
     with pytest.warns(UserWarning, match="cut"):
         assert abs(model.encode(LONG, truncation=True) - alone).max() < 1e-5
     model.config.magnet = {"max_length": 40}
-    with pytest.raises(ValueError, match="max_length is 40, .* treats 39 positions alike"):
+    with pytest.raises(ValueError, match="max_length is 40, .* allows 39 positions"):
         model.encode(LONG)
 
 

@@ -315,7 +315,7 @@ def test_plain_llama_reads_the_same_weights(folder, tiny):
 def test_a_folder_that_does_not_exist_is_called_so(place):
     """Not a bad id of a repository, which nobody meant."""
     for load in (load_magnet, MagnetLlamaForCausalLM.from_pretrained):
-        with pytest.raises(FileNotFoundError, match=f"there is no folder '{place}', and no Hub id"):
+        with pytest.raises(FileNotFoundError, match=f"'{place}' is neither a folder nor a Hub id"):
             load(place)
 
 

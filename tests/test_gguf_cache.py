@@ -174,7 +174,7 @@ def test_a_cache_that_cannot_be_written_is_said(assets, folder, monkeypatch, cap
 
     monkeypatch.setattr(gguf_cache, "written_aside", full)
     model = load(folder)
-    assert "could not be kept ([Errno 28] No space left" in caplog.text
+    assert "could not be stored ([Errno 28] No space left" in caplog.text
     assert_same_model(model, without_cache(folder))
     assert model.tokenizer(SENTENCES)["input_ids"]
 
@@ -199,5 +199,5 @@ def test_other_files_are_left_alone(assets, folder):
 
 
 def test_a_file_of_another_architecture_is_refused(assets, folder):
-    with pytest.raises(ValueError, match="is of the architecture 'llama', MagnetQwen2"):
+    with pytest.raises(ValueError, match="has the architecture 'llama', but MagnetQwen2"):
         MagnetQwen2ForCausalLM.from_pretrained(folder, gguf_file=FILE)

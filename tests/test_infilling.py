@@ -409,11 +409,11 @@ def test_no_texts(tiny):
         ({"span_length": 2.5}, TypeError, "2.5"),
         ({"span_length": True}, TypeError, "span_length is True"),
         ({"span_length": "3"}, TypeError, "span_length is '3'"),
-        ({"span_length": [2, 3]}, ValueError, "2 entries, there are 1"),
+        ({"span_length": [2, 3]}, ValueError, "2 entries, but there are 1"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens is 0"),
         ({"max_new_tokens": 1.5}, TypeError, r"max_new_tokens is 1.5 \(float\)"),
         ({"generation_config": 3}, TypeError, "generation_config is int"),
-        ({"span_length": 500}, ValueError, r"\d+ positions \(500 of them gap\), the limit is 256"),
+        ({"span_length": 500}, ValueError, r"\d+ positions \(500 in gaps\), but the limit is 256"),
         ({"span_length": 4, "prefill_chunk_size": 2}, ValueError, "prefill_chunk_size"),
         ({"span_length": 4, "max_length": 20}, ValueError, "max_length counts the context"),
         ({"span_length": 4, "input_ids": None}, TypeError, "input_ids is set by infill"),
@@ -602,7 +602,7 @@ def test_bad_blanks(tiny):
         tiny.infill_blanks(["only one"])
     with pytest.raises(ValueError, match="no text between blanks 0 and 1"):
         tiny.infill_blanks(["a", "", "b"], span_length=2)
-    with pytest.raises(ValueError, match="3 entries, there are 2 blanks"):
+    with pytest.raises(ValueError, match="3 entries, but there are 2 blanks"):
         tiny.infill_blanks(["a", "b", "c"], span_length=[1, 2, 3])
 
 

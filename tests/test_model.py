@@ -247,11 +247,11 @@ def test_corrupt_and_missing_files(tmp_path, tiny):
 
 def test_no_tokenizer(tmp_path, tiny):
     model = MagnetLlamaForCausalLM(tiny.config)
-    with pytest.raises(ValueError, match="made without a checkpoint"):
+    with pytest.raises(ValueError, match="not loaded from a checkpoint"):
         model.encode("a")
     plain(tiny).save_pretrained(tmp_path)
     model = MagnetLlamaForCausalLM.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="found no tokenizer in"):
+    with pytest.raises(ValueError, match="no tokenizer in .* could be loaded|does not fit"):
         model.encode("a")
     with pytest.raises(TypeError, match="str"):
         model.tokenizer = "gpt2"

@@ -277,14 +277,14 @@ def test_an_adapter_is_read_with_the_settings_it_was_saved_with(tmp_path, tiny):
 def test_a_model_without_a_tokenizer_is_saved_with_a_warning(tmp_path, tiny):
     model = MagnetLlamaForCausalLM(tiny.config).eval()
     model.config.magnet = {"start_token_id": 5}
-    with pytest.warns(UserWarning, match=r"has no tokenizer: set model\.tokenizer .* Saved are we"):
+    with pytest.warns(UserWarning, match=r"has no tokenizer: set model\.tokenizer .* Saved we"):
         model.save_pretrained(tmp_path / "m")
     needs_one = {"tokenizer.json", "tokenizer_config.json", "modules.json", "README.md"}
     assert not names(tmp_path / "m") & needs_one
     loaded = AutoModel.from_pretrained(tmp_path / "m", trust_remote_code=True)
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert loaded.config.magnet == {"start_token_id": 5}
-    with pytest.raises(ValueError, match="found no tokenizer in"):
+    with pytest.raises(ValueError, match="no tokenizer in .* could be loaded"):
         loaded.encode("a")
     loaded.tokenizer = tiny.tokenizer
     loaded.save_pretrained(tmp_path / "m")

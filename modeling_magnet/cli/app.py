@@ -47,10 +47,10 @@ def main(
     """One model that encodes, infills and generates.
 
     \b
-    magnet info MODEL                                 what it is
-    magnet encode MODEL texts.txt -o vectors.npy      vectors, one a text
-    magnet infill MODEL --text "The ___ sat there."   what is missing
-    magnet generate MODEL "Once upon a time"          what comes next
+    magnet info MODEL                                 describe it
+    magnet encode MODEL texts.txt -o vectors.npy      one vector per text
+    magnet infill MODEL --text "The ___ sat there."   fill the gap
+    magnet generate MODEL "Once upon a time"          continue a text
     magnet serve MODEL                                all three over HTTP
     magnet export MODEL out --to plain                a copy for other tools
     magnet push MODEL user/name                       to the Hub
@@ -63,7 +63,7 @@ def main(
     Exit codes:
       0    done; rows that could not be read are reported and counted
       2    failed, with one line on standard error; magnet --debug COMMAND shows more.
-           What is wrong with the command line itself is said at once
+           Mistakes in the command line are reported at once
       3    done, but rows were skipped (with --strict)
       130  stopped by Ctrl-C
     """
@@ -173,10 +173,10 @@ def encode(
     single = output != STANDARD_INPUT and checking.is_file_of_vectors(output)
     sharded = not single and output != STANDARD_INPUT
     if (format or shard_size) and not sharded:
-        raise ValueError(f"--format and --shard-size are for a folder, --output is {output}")
+        raise ValueError(f"--format and --shard-size are for a folder, but --output is {output}")
     kind = Path(output).suffix[1:] if single else (format or "npy") if sharded else "jsonl"
     if tokens and words:
-        raise ValueError("--tokens and --words are two things: give one")
+        raise ValueError("--tokens and --words exclude each other: give one")
     how = options.Encoding(
         "tokens" if tokens else "words" if words else options.OF_TEXTS,
         prompt_name, prompt, batch_size, normalize, truncate_dim, num_layers, precision,
@@ -237,14 +237,14 @@ def infill(
     seed: options.Seed = None,
     batch_size: Annotated[int, typer.Option(help="Records that are decoded together.")] = 8,
     stream: Annotated[
-        bool, typer.Option("--stream", help="One blank: plain text as it comes.")
+        bool, typer.Option("--stream", help="For one blank: plain text as it is generated.")
     ] = False,
     output: options.OutputLines = STANDARD_INPUT,
     strict: options.Strict = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Write what is missing in texts, from both sides.
+    """Fill the gaps in texts, from both sides.
 
     \b
     magnet infill MODEL --prefix "She opened the door and" --suffix " Then she ran."
@@ -321,7 +321,7 @@ def generate(
     stream: Annotated[
         bool | None,
         typer.Option(
-            help="One prompt: plain text as it comes.  [default: if standard output is a terminal]"
+            help="For one prompt: plain text as it is generated.  [default: if standard output is a terminal]"
         ),
     ] = None,
     without_adapter: Annotated[
@@ -410,11 +410,11 @@ def serve(
 
     \b
     POST /v1/embeddings    vectors of length 1
-    POST /v1/completions   what comes next; with a suffix, what is missing
-    POST /infill           the same for editors, with the fields of llama.cpp
+    POST /v1/completions   a continuation; with a suffix, the text that fills the gap
+    POST /infill           the gap, for editors, with the fields of llama.cpp
     GET  /v1/models, /health, /metrics
 
-    Requests that arrive together share a batch. SIGTERM finishes what was begun, then ends.
+    Requests that arrive together share a batch. After SIGTERM the server finishes these and ends.
     """
     check_installed("fastapi", "magnet serve", "serve")
     check_installed("prometheus_client", "magnet serve", "serve")
@@ -484,15 +484,15 @@ def push(
     ] = False,
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Upload a model to the Hub: a whole folder, or an adapter alone, with its settings and its code.
+    """Upload a model to the Hub: a whole folder or only an adapter, with its settings and its code.
 
     \b
     magnet push outputs/mine/model me/magnet-mine --private
     magnet push outputs/mine/adapter me/magnet-mine
 
-    What would be read with the new files is deleted there in the same commit; a model card that is there
-    stays. The token is that of `hf auth login`, or HF_TOKEN. Whoever loads an adapter needs its base, as
-    its adapter_config.json names it.
+    The same commit deletes old files that would be read with the new ones. An existing model card stays.
+    The token comes from `hf auth login` or HF_TOKEN. Whoever loads an adapter needs the base that its
+    adapter_config.json names.
     """
     checking.check_repo_id(repo_id)
 

@@ -78,10 +78,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_options(given: dict[str, Any]) -> None:
-    """Check what a command was given, each option alone.
+    """Check the options of a command one by one.
 
     Raises:
-        ValueError: a value of an option is of no use.
+        ValueError: an option has an unusable value.
         OSError, ModuleNotFoundError: as in `check_model`.
     """
     for name, value in given.items():
@@ -109,7 +109,7 @@ def check_model(place: str) -> None:
     elif path.is_dir() and place:
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
-                f"{place} is a folder without a model: there is neither config.json nor "
+                f"{place} is a folder without a model: it has neither config.json nor "
                 "adapter_config.json"
             )
     elif path.exists() and place:
@@ -127,16 +127,18 @@ def check_lines(output: str) -> None:
     """
     path = Path(output)
     if path.is_dir():
-        raise IsADirectoryError(f"{output} is a folder: give a file's name, which ends in .jsonl")
+        raise IsADirectoryError(
+            f"{output} is a folder: give the name of a file that ends in .jsonl"
+        )
     if path.suffix != ".jsonl" and not is_special(path):
         raise ValueError(f"--output is {output!r}: JSON lines go into a file that ends in .jsonl")
     check_parent(path)
 
 
 def check_parent(path: Path) -> None:
-    """Refuse a file whose folder does not exist: a mistyped path is no reason to make folders."""
+    """Refuse a file whose folder does not exist, so that a mistyped path creates no folders."""
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} is in no folder that exists: make {path.parent} first")
+        raise FileNotFoundError(f"the folder of {path} does not exist: create {path.parent} first")
 
 
 def is_special(path: Path) -> bool:
@@ -188,7 +190,7 @@ def is_file_of_vectors(output: str) -> bool:
     if path.suffix or path.exists():
         raise ValueError(
             f"--output is {output!r}: vectors go into a file that ends in {_either(VECTOR_FILES)}, or "
-            "into a folder of shards (with / at the end of its name where that has a dot)"
+            "into a folder of shards (end its name with / if it contains a dot)"
         )
     return False
 
@@ -205,4 +207,4 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no id of the Hub: give one such as user/name") from error
+        raise ValueError(f"{repo_id!r} is not a Hub id: give one such as user/name") from error

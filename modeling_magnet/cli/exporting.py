@@ -17,7 +17,7 @@ from . import gguf_file, onnx_graph
 from .checking import ENCODERS, EXPORTED_FILES, check_export
 
 CODE_KEYS = ("auto_map", "magnet")
-"""What a config says to MAGNET's code alone."""
+"""Keys of a config that only MAGNET's code reads."""
 
 
 def export(
@@ -37,8 +37,7 @@ def export(
         truncate_dim: what sentence-transformers is to keep of a vector. For `encoder`.
 
     Raises:
-        ValueError: what is to be written cannot hold this model, or it has not so many layers or
-            dimensions.
+        ValueError: the format cannot hold this model, or the model has fewer layers or dimensions.
         FileExistsError: something exists there.
         ModuleNotFoundError: a package that `to` needs is not installed.
     """
@@ -71,7 +70,7 @@ def merge_adapter(model: Any) -> None:
 
     for name, module in list(model.named_modules()):
         if isinstance(module, AuxiliaryTrainingWrapper):
-            raise ValueError(f"the adapter replaces the whole of {name}, which is not merged here")
+            raise ValueError(f"the adapter replaces all of {name}, which cannot be merged")
         if isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)
             model.set_submodule(name, module.get_base_layer())
@@ -83,7 +82,7 @@ def keep_layers(model: Any, num_layers: int) -> None:
     """Take all but the first layers away.
 
     Raises:
-        ValueError: it has not so many.
+        ValueError: the model has fewer layers.
     """
     model._checked_layers(num_layers)
     config = model.config
@@ -116,7 +115,7 @@ def export_encoder(model: Any, folder: Path, truncate_dim: int | None = None) ->
 
 
 def export_onnx(model: Any, folder: Path) -> None:
-    """The encoder export with an ONNX graph, pooling included, in place of its weights."""
+    """The encoder export with an ONNX graph, including the pooling, instead of its weights."""
     folder.mkdir()
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model.base_model).__name__], torch.float32

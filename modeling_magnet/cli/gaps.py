@@ -39,12 +39,10 @@ def gap_of(record: dict[str, Any], blank: str, span_length: int | None) -> Gap:
     elif parts is None:
         parts = [record.get("prefix"), record.get("suffix")]
         if parts == [None, None]:
-            raise ValueError("neither prefix and suffix, nor parts, nor text")
+            raise ValueError("it has neither prefix and suffix, nor parts, nor text")
         if None in parts:
             there, missing = ("suffix", "prefix") if parts[0] is None else ("prefix", "suffix")
-            raise ValueError(
-                f'there is a {there} without a {missing}: give both, "" where it is empty'
-            )
+            raise ValueError(f'{there} is given without {missing}: give both, "" where it is empty')
     if not isinstance(parts, list) or len(parts) < 2:
         raise ValueError(f"parts is {parts!r:.80}: n blanks need n + 1 strings around them")
     for part in parts:

@@ -42,15 +42,15 @@ def check(model: Any, encodes: bool = False) -> None:
     config = model.config
     if config.model_type != "llama":
         raise ValueError(
-            f"--to gguf writes the architecture llama, this is {config.model_type!r}: {CONVERTER}"
+            f"--to gguf writes only the architecture llama, not {config.model_type!r}: {CONVERTER}"
         )
     rope = config.rope_parameters["rope_type"]
     if rope not in ("default", "linear", "llama3"):
         raise ValueError(
-            f"--to gguf writes the rope_type default, linear or llama3, this is {rope!r}: {CONVERTER}"
+            f"--to gguf writes the rope_type default, linear or llama3, not {rope!r}: {CONVERTER}"
         )
     if config.hidden_act != "silu":
-        raise ValueError(f"--to gguf writes hidden_act silu, this is {config.hidden_act!r}")
+        raise ValueError(f"--to gguf writes only hidden_act silu, not {config.hidden_act!r}")
     if _pieces(model.tokenizer) is None:
         _pre_tokenizer(model.tokenizer)
     settings = model.magnet_settings

@@ -42,8 +42,8 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetM
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"{place} lacks {len(missing)} of the model's weights ({missing[0]}, ...): it is no "
-            "whole causal language model"
+            f"{place} lacks {len(missing)} of the model's weights ({missing[0]}, ...): it is not "
+            "a complete causal language model"
         )
     return model.to(target).eval()
 

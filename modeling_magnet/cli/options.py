@@ -67,13 +67,13 @@ class Encoding:
             ValueError: what, and what to do.
         """
         if self.prompt_name is not None and self.prompt is not None:
-            raise ValueError("--prompt-name and --prompt are two prompts: give one")
+            raise ValueError("--prompt-name and --prompt exclude each other: give one")
         if format == "npy" and self.keep_text:
-            raise ValueError("--keep-text needs .parquet or .jsonl: .npy holds vectors alone")
+            raise ValueError("--keep-text needs .parquet or .jsonl: .npy holds only vectors")
         if self.unit == OF_TEXTS:
             return
         if format != "jsonl":
-            raise ValueError(f"--{self.unit} gives each text another number of vectors: use .jsonl")
+            raise ValueError(f"--{self.unit} gives each text its own number of vectors: use .jsonl")
         sentence_options = (
             self.prompt_name,
             self.prompt,

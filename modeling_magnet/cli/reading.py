@@ -45,11 +45,11 @@ class Row:
 
 
 def check_inputs(inputs: Sequence[str], output: str, columns: Sequence[str]) -> None:
-    """Find out what is wrong with files before a model is loaded; their first rows are read.
+    """Check input files before a model is loaded, by reading their first rows.
 
     Args:
         inputs: as in `read_rows`.
-        output: what is to be written.
+        output: the file or folder to write.
         columns: of which a file needs one.
 
     Raises:
@@ -62,11 +62,11 @@ def check_inputs(inputs: Sequence[str], output: str, columns: Sequence[str]) -> 
             continue
         path = Path(name)
         if path.resolve() == Path(output).resolve():
-            raise ValueError(f"{name} is input and output: give another output")
+            raise ValueError(f"{name} is both input and output: give another output")
         if not path.exists():
             raise FileNotFoundError(f"{name} does not exist: {GIVE}")
         if path.is_dir() or _kind(name) not in READERS:
-            raise ValueError(f"{name} is no input: {GIVE}")
+            raise ValueError(f"{name} cannot be read: {GIVE}")
         if path.is_file():  # what comes through a pipe is read once
             next(READERS[_kind(name)](name, columns), None)
     if list(inputs).count(STANDARD_INPUT) > 1:
@@ -96,7 +96,7 @@ def read_rows(
 
 
 def read_texts(inputs: Sequence[str], column: str | None) -> Iterator[Row]:
-    """Read one text a row.
+    """Read one text per row.
 
     Args:
         inputs: as in `read_rows`.

@@ -55,7 +55,7 @@ def infill_rows(
         span_length: of records that name none.
         batch_size: records that are decoded together.
         arguments: of `infill_blanks`.
-        file: gets the lines as they come.
+        file: receives each line as soon as it is ready.
         skipped: gets the records that cannot be filled.
 
     Returns:
@@ -116,7 +116,8 @@ def generate_rows(
                 yield row, token_ids
             else:
                 skipped.add(
-                    row, "the prompt is empty, and the tokenizer adds no token to begin with"
+                    row,
+                    "the prompt is empty, and the tokenizer adds no token to begin with: give a text",
                 )
 
     for batch in batches(prompts(), batch_size):
@@ -156,7 +157,7 @@ def decoder_after(model: Any, before: str) -> TextTokenizer:
 
 
 class Streamer(TextStreamer):
-    """Writes new text to standard output as it comes.
+    """Writes new text to standard output as it is generated.
 
     Args:
         model: that writes.
@@ -179,7 +180,7 @@ class Streamer(TextStreamer):
 
 
 def stream_infill(model: Any, gap: Gap, arguments: dict[str, Any]) -> None:
-    """Write prefix, middle as it comes, and suffix, of what `check_stream` lets through."""
+    """Write prefix, middle (as it is generated) and suffix of a gap that `check_stream` accepts."""
     prefix, suffix = gap.parts
     typer.echo(prefix, nl=False)
     streamer = Streamer(model, prefix.rstrip(" "), after_space=prefix.endswith(" "))
@@ -188,14 +189,16 @@ def stream_infill(model: Any, gap: Gap, arguments: dict[str, Any]) -> None:
 
 
 def stream_generate(model: Any, prompt: str, arguments: dict[str, Any]) -> None:
-    """Write the prompt and its continuation as it comes.
+    """Write the prompt, and its continuation as it is generated.
 
     Raises:
         ValueError: there is nothing to begin with.
     """
     (token_ids,) = model.text_tokenizer.ids([prompt], add_special_tokens=True)
     if not token_ids:
-        raise ValueError("the prompt is empty, and the tokenizer adds no token to begin with")
+        raise ValueError(
+            "the prompt is empty, and the tokenizer adds no token to begin with: give a text"
+        )
     typer.echo(prompt, nl=False)
     streamer = Streamer(model, prompt)
     continuations(model, [token_ids], {**arguments, "streamer": streamer})

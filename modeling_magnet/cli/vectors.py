@@ -17,7 +17,7 @@ from .reading import Row, batches, count_rows, identify, read_texts
 from .writing import FORMATS, SKIPPED, JsonlFile, ShardFolder, Skipped, whole_file
 
 BATCHES_AT_ONCE = 32
-"""Texts of so many batches are held in memory, and sorted by length among themselves."""
+"""The number of batches whose texts are held in memory and sorted by length together."""
 
 
 class Encoder:
@@ -34,7 +34,7 @@ class Encoder:
             self.limit = settings.max_length - settings.special_tokens
 
     def __call__(self, rows: Sequence[Row]) -> Any:
-        """An array (rows, dimensions), or of tokens and words a dict of fields a row.
+        """An array (rows, dimensions), or for tokens and words one dict of fields per row.
 
         Raises:
             ValueError: a text is too long; the message says which line it is.

@@ -30,7 +30,7 @@ class NpyFile:
 
     def __init__(self, file: BinaryIO, keep_text: bool = False):
         if keep_text:
-            raise ValueError("a .npy file holds vectors alone: keep the text in .parquet or .jsonl")
+            raise ValueError("a .npy file holds only vectors: keep the text in .parquet or .jsonl")
         self.file = file
         self.rows = 0
         self.like: np.ndarray | None = None
@@ -178,13 +178,13 @@ class Skipped:
             path.unlink(missing_ok=True)
 
     def require_some(self, done: int) -> None:
-        """Raise ValueError where all rows were skipped: that is no result."""
+        """Raise ValueError if all rows were skipped."""
         if self.count and not done:
-            raise ValueError(f"not one of {self.count} rows could be used")
+            raise ValueError(f"none of the {self.count} rows could be used")
 
 
 class Refused(Skipped):
-    """In place of `Skipped` where there is one row: that it cannot be used is an error."""
+    """Used instead of `Skipped` for a single row, which must be usable."""
 
     def add(self, row: Row, fault: str) -> None:
         """Raise ValueError."""
@@ -194,18 +194,17 @@ class Refused(Skipped):
 class ShardFolder:
     """A folder of shards, each written whole or not at all, and a manifest of the finished ones.
 
-    A folder that was begun with the same settings and the same input is continued after its last
-    finished shard.
+    A folder that was started with the same settings and input continues after its last finished shard.
 
     Args:
-        path: the folder, which exists and is this process's alone.
+        path: the folder, which exists and which only this process writes to.
         format: a key of `FORMATS`.
         keep_text: whether shards hold the texts.
         settings: what decides the vectors and how they are written.
         inputs: of `identify`.
 
     Raises:
-        ValueError: the folder was begun with other settings or another input, or holds other files;
+        ValueError: the folder was started with other settings or another input, or holds other files;
             or what it says of itself is damaged.
     """
 
@@ -286,14 +285,14 @@ class ShardFolder:
             names = [shard["file"] for shard in found["shards"] if shard["next_index"] >= 0]
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(
-                f"{path} is damaged ({type(error).__name__}: {error}), so nothing says which shards are "
-                f"whole: delete {self.path}, or give a new folder"
+                f"{path} is damaged ({type(error).__name__}: {error}), so it is unknown which shards are "
+                f"complete: delete {self.path}, or give a new folder"
             ) from error
         gone = [name for name in names if not (self.path / name).is_file()]
         if gone:
             raise ValueError(
-                f"{path} lists {', '.join(gone[:3])}, which {self.path} does not hold: delete it, or "
-                "give a new folder"
+                f"{path} lists {', '.join(gone[:3])}, which {self.path} does not contain: delete the "
+                "folder, or give a new one"
             )
         return found
 
@@ -301,8 +300,8 @@ class ShardFolder:
         found = self._read_manifest()
         if self.manifest["inputs"] is None:
             raise ValueError(
-                f"{self.path} is begun already, and standard input cannot be read again: give files, "
-                "or a new folder"
+                f"{self.path} already holds a part, and standard input cannot be read again: give "
+                "files, or a new folder"
             )
         other = [
             f"{name} was {found['settings'].get(name)!r} and is {value!r}"
@@ -311,12 +310,12 @@ class ShardFolder:
         ]
         if other:
             raise ValueError(
-                f"{self.path} was begun with other settings ({'; '.join(other)}): give the same, or "
-                "a new folder"
+                f"{self.path} was started with other settings ({'; '.join(other)}): give those, or a "
+                "new folder"
             )
         if found["inputs"] != self.manifest["inputs"]:
             raise ValueError(
-                f"{self.path} was begun with another input, or it changed since (size or time): "
+                f"{self.path} was started with another input, or it changed since (size or time): "
                 "give a new folder"
             )
         self.manifest = found

@@ -1,4 +1,4 @@
-"""What clients get: answers as OpenAI and llama.cpp give them, whole and streamed."""
+"""Answers in the formats of OpenAI and llama.cpp, whole and streamed."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ DONE = "data: [DONE]\n\n"
 
 
 def embeddings(job: Embedding, model: str, encoding: str) -> dict[str, Any]:
-    """OpenAI's answer; base64 is of little-endian float32."""
+    """OpenAI's answer. base64 encodes little-endian float32."""
 
     def encoded(vector: np.ndarray) -> Any:
         if encoding == "base64":
@@ -51,7 +51,7 @@ class Completion:
     async def events(
         self, pieces: AsyncIterator[tuple[int, str]], usage: bool
     ) -> AsyncIterator[str]:
-        """Of a stream; `usage`: how many tokens, at the end."""
+        """Events of a stream. `usage` adds the numbers of tokens at the end."""
         async for index, text in pieces:
             yield data(self.about | {"choices": [self._choice(index, text)]})
         for i, row in enumerate(self.job.rows):
@@ -100,7 +100,7 @@ class Infilling:
         return self._last(self.job.rows[0].text)
 
     async def events(self, pieces: AsyncIterator[tuple[int, str]]) -> AsyncIterator[str]:
-        """Of a stream."""
+        """Events of a stream."""
         async for _, text in pieces:
             yield data({"content": text, "stop": False})
         yield data(self._last(""))

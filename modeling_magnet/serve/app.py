@@ -32,17 +32,17 @@ class Refused(Exception):
 
 
 class Server:
-    """A model, the two queues before it, and what a request goes through.
+    """A model, its two queues, and the steps of a request.
 
     Vectors are made in one thread and texts written in another, so that a short request of one kind
     does not wait for a long one of the other.
 
     Args:
         model: a MAGNET model.
-        name: as clients know it.
-        max_batch: rows of a batch.
-        max_waiting: rows that may wait, of each kind.
-        max_texts: texts of a request, and texts to write.
+        name: the name that clients use.
+        max_batch: the most rows in a batch.
+        max_waiting: the most rows that may wait in each queue.
+        max_texts: the most texts in a request, counting those to write.
     """
 
     def __init__(
@@ -68,21 +68,23 @@ class Server:
 
     @property
     def rows_waiting(self) -> int:
-        """In both queues."""
+        """Rows that wait in both queues."""
         return self.vectors.rows_waiting + self.texts.rows_waiting
 
     def check_model(self, name: str | None) -> None:
         """Refuse another model's name."""
         if name not in (None, self.name):
-            raise Refused(404, f"the model {name!r} is not served, {self.name!r} is",
+            raise Refused(404, f"the model {name!r} is not served here, only {self.name!r}",
                           "model_not_found")  # fmt: skip
 
     async def submit(self, kind: Callable[[Any], AnyJob], request: Any) -> AnyJob:
-        """Check a request and let its job wait."""
+        """Check a request and put its job into a queue."""
         try:
             job = kind(request)
             if job.size > self.max_texts:
-                raise ValueError(f"the request has {job.size} texts, the limit is {self.max_texts}")
+                raise ValueError(
+                    f"the request has {job.size} texts, but the limit is {self.max_texts}"
+                )
             await run_in_threadpool(job.prepare, self.model)
             (self.vectors if isinstance(job, Embedding) else self.texts).put(job)
         except ValueError as fault:
@@ -93,19 +95,19 @@ class Server:
         return job
 
     async def finish(self, job: Job, request: Request) -> None:
-        """Wait until a job that does not stream is done; a client that leaves takes it along."""
+        """Wait for a job that does not stream, and cancel it if the client disconnects."""
         told = asyncio.ensure_future(job.events.get())
         try:
             while not (await asyncio.wait({told}, timeout=0.1))[0]:
                 if await request.is_disconnected():
-                    raise Refused(499, "the client has left")
+                    raise Refused(499, "the client has disconnected")
             _raise(told.result())
         finally:
             told.cancel()
             job.cancel()
 
     async def pieces(self, job: Job) -> AsyncIterator[tuple[int, str]]:
-        """Pieces of text as they are written; a client that leaves takes the job along."""
+        """Yield pieces of text as they are written, and cancel the job if the client disconnects."""
         try:
             while (event := await job.events.get()) is not None:
                 _raise(event)
@@ -118,9 +120,9 @@ def create_app(server: Server, keys: Sequence[str] = (), max_body: int = 4 << 20
     """The application.
 
     Args:
-        server: what is served.
-        keys: API keys that are accepted. None at all: the server is open.
-        max_body: bytes of a request.
+        server: the model and its queues.
+        keys: accepted API keys. If empty, the server needs no key.
+        max_body: the most bytes in a request.
 
     Example:
         >>> uvicorn.run(create_app(Server(load_magnet("my-magnet"), "my-magnet")))
@@ -142,9 +144,9 @@ def create_app(server: Server, keys: Sequence[str] = (), max_body: int = 4 << 20
     async def completions(body: CompletionRequest, request: Request) -> Response:
         server.check_model(body.model)
         if body.best_of not in (None, body.n):
-            raise Refused(400, f"best_of is {body.best_of}, which is not served: leave it out")
+            raise Refused(400, f"best_of is {body.best_of}, which is not supported: leave it out")
         if body.logprobs is not None and body.stream:
-            raise Refused(400, "logprobs are not streamed: leave out stream or logprobs")
+            raise Refused(400, "logprobs cannot be streamed: leave out stream or logprobs")
         kind: type[Writing] = Infill if body.suffix else Continuation
         job = await server.submit(kind, body)
         completion = answers.Completion(job, server.name, server.model.text_tokenizer)

@@ -1,4 +1,4 @@
-"""What a server asks of a request before it is read: its size, its pace, and a key."""
+"""What the server checks before it reads a request: its size, its pace and its key."""
 
 import asyncio
 import hmac
@@ -14,7 +14,7 @@ KEPT_OPEN = ("/health", "/metrics")
 """Paths that need no key."""
 
 SECONDS = 30
-"""In which a request's body has to arrive."""
+"""The time in which a request's body must arrive."""
 
 
 def error(status: int, message: str, code: str | None = None, **headers: str) -> JSONResponse:
@@ -28,9 +28,9 @@ class Gate:
     """Middleware: refuses a wrong key and a body that is too large or too slow, and counts answers.
 
     Args:
-        app: what comes after it.
-        max_body: bytes of a request.
-        keys: that are accepted. None at all: every request is.
+        app: the next application.
+        max_body: the most bytes in a request.
+        keys: accepted keys. If empty, every request is accepted.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Gate:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self.max_body:
-                raise ValueError(f"the body has over {self.max_body} bytes, which is the limit")
+                raise ValueError(f"the body is larger than the limit of {self.max_body} bytes")
             if not message.get("more_body", False):
                 return b"".join(parts)
 

@@ -1,4 +1,4 @@
-"""What a request asks of the model: checked when it comes, run in a batch with others of its kind."""
+"""Jobs: a request is checked when it arrives, and runs in a batch with others of its kind."""
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
@@ -21,18 +21,18 @@ COLDEST = 1e-3
 
 
 class Job:
-    """Work for the model by one request.
+    """The work that one request asks of the model.
 
     Args:
-        texts: that are read.
-        size: how many rows of a batch it takes.
+        texts: the texts to read.
+        size: the number of rows that it needs in a batch.
 
     Attributes:
         key: jobs with equal keys may share a batch.
-        tokens: of the texts.
-        events: what the request is told: pieces `(index, text)` as they are written, at the end None
-            or an exception.
-        cancelled: the client has left.
+        tokens: the number of tokens in the texts.
+        events: what the request receives: pieces `(index, text)` as they are written, then None or an
+            exception.
+        cancelled: whether the client has disconnected.
     """
 
     key: tuple[Hashable, ...]
@@ -53,18 +53,18 @@ class Job:
         raise NotImplementedError
 
     def tell(self, event: Any) -> None:
-        """Hand the request an event, from any thread. After the last one nothing is told."""
+        """Send the request an event, from any thread. Events after the last one are dropped."""
         if not self.ended:
             self.ended = not isinstance(event, tuple)
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     def cancel(self) -> None:
-        """Leave out what is not done yet."""
+        """Skip the work that is not done yet."""
         self.cancelled = True
 
 
 class Embedding(Job):
-    """Vectors of texts, which `run` puts into `vectors`: (texts, dimensions), of length 1."""
+    """Encode texts: `run` sets `vectors`, (texts, dimensions), scaled to length 1."""
 
     vectors: np.ndarray
 
@@ -106,7 +106,7 @@ class Embedding(Job):
 
 
 class Writing(Job):
-    """Texts to write: `n` rows per text that is read, in order. A row's text and end are in `rows`."""
+    """Write texts: `n` rows per input text, in order. `rows` holds each row's text and end."""
 
     rows: list[Row]
     usual: int  # tokens to write where the request does not say
@@ -124,19 +124,19 @@ class Writing(Job):
         self.key = (type(self).__name__, alone, *self.sampling.items())
 
     def cancel(self) -> None:
-        """End the rows where they are."""
+        """End all rows now."""
         super().cancel()
         for row in self.rows:
             row.finish_reason = row.finish_reason or "cancelled"
 
     def end_if_written(self) -> None:
-        """Tell the request, unless something is still to come."""
+        """Tell the request that it is done, unless a row is still being written."""
         if all(row.finish_reason is not None and not row.is_guess for row in self.rows):
             self.tell(None)
 
     @staticmethod
     def run(model: Any, jobs: Sequence["Writing"]) -> None:
-        """Write the texts of jobs with equal keys; a short one is told before the longest ends."""
+        """Write the texts of jobs with equal keys. A short job is done before the longest ends."""
         seed = jobs[0].request.seed
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=seed is not None):
@@ -166,23 +166,25 @@ class Writing(Job):
 
 
 class Continuation(Writing):
-    """What comes after texts."""
+    """Continue texts."""
 
     usual = 16  # as OpenAI has it
 
     def prepare(self, model: Any) -> None:
-        """Raise where there is nothing to begin with, or no room."""
+        """Raise if a prompt has no tokens, or if there is no room for the continuation."""
         if self.request.span_length is not None:
-            raise ValueError("span_length is the length of a gap: give a suffix")
+            raise ValueError("span_length is the length of a gap, and there is no suffix: give one")
         prompts = model.text_tokenizer.ids(self.texts, add_special_tokens=True)
         limit = model.magnet_settings.max_length
         for i, prompt in enumerate(prompts):
             if not prompt:
-                raise ValueError("prompt is empty, and the tokenizer adds no token to begin with")
+                raise ValueError(
+                    "prompt is empty, and the tokenizer adds no token to begin with: give a text"
+                )
             if len(prompt) + self.most > limit:
                 raise ValueError(
-                    f"prompt {i} has {len(prompt)} tokens and up to {self.most} are to be written, the "
-                    f"limit is {limit}: shorten the prompt, or give a smaller max_tokens"
+                    f"prompt {i} has {len(prompt)} tokens and max_tokens asks for {self.most} more, but "
+                    f"the limit is {limit}: shorten the prompt, or give a smaller max_tokens"
                 )
         self.tokens = sum(map(len, prompts))
         self.prompts = [prompt for prompt in prompts for _ in range(self.request.n)]
@@ -202,7 +204,7 @@ class Continuation(Writing):
 
 
 class Infill(Writing):
-    """What is missing between texts and a suffix."""
+    """Fill the gap between texts and a suffix."""
 
     usual = LONGEST
 
@@ -258,7 +260,7 @@ def _decoder(model: Any, blank: Blank) -> Callable[[list[int]], str]:
 
 
 def _sampling(request: CompletionRequest) -> dict[str, Any]:
-    """Arguments of `generate`. Greedy decoding has no other ones, so that it shares batches."""
+    """Arguments of `generate`. Greedy decoding has no others, so that its requests share batches."""
     temperature = 1.0 if request.temperature is None else request.temperature
     if temperature < COLDEST:
         return {"num_beams": 1, "do_sample": False}

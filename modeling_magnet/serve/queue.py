@@ -1,4 +1,4 @@
-"""Jobs wait here for the model, and run in batches across connections."""
+"""Queues, in which jobs wait for the model and from which they run in batches across connections."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ class Busy(Exception):
     """The queue is full.
 
     Attributes:
-        retry_after: seconds until it may have room.
+        retry_after: the seconds after which it may have room.
     """
 
     def __init__(self, retry_after: int):
@@ -40,10 +40,10 @@ class Queue:
     """Jobs of one kind, and the thread in which their batches run, one after another.
 
     Args:
-        kind: in the metrics.
+        kind: its name in the metrics.
         run: runs jobs with equal keys.
-        max_rows: the most rows of a batch; a larger job is a batch of its own.
-        max_waiting: rows that may wait; more are refused with `Busy`.
+        max_rows: the most rows in a batch. A larger job gets a separate batch.
+        max_waiting: the most rows that may wait. Beyond that, jobs are refused with `Busy`.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Queue:
 
     @property
     def rows_waiting(self) -> int:
-        """Rows whose clients are still there."""
+        """Waiting rows whose clients are still connected."""
         return sum(job.size for job in self.waiting if not job.cancelled)
 
     def put(self, job: Job) -> None:
-        """Let a job wait.
+        """Put a job into the queue.
 
         Raises:
             Busy: the queue is full.
@@ -96,7 +96,7 @@ class Queue:
         SECONDS.labels(self.kind).observe(seconds)
 
     def _take(self) -> list[Job]:
-        """The oldest job, and those after it that fit its batch."""
+        """Take the oldest job, and later ones that fit into its batch."""
         jobs: list[Job] = []
         rows, rest = 0, []
         for job in self.waiting:

@@ -1,6 +1,6 @@
-"""What clients send: the fields of OpenAI's API, and of llama.cpp's for `/infill`.
+"""Requests: the fields of OpenAI's API, and llama.cpp's for `/infill`.
 
-A field of OpenAI's that would change the answer and is not served is refused, rather than ignored.
+A field of OpenAI's that would change the answer and is not supported is refused, not ignored.
 """
 
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)
 
 
 class Request(BaseModel):
-    """Fields that are not known raise."""
+    """A request. Unknown fields raise."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -34,7 +34,7 @@ class EmbeddingRequest(Request):
 
 
 class CompletionRequest(Request):
-    """`POST /v1/completions`. With a `suffix` the text between is written; `span_length` is that of `infill`."""
+    """`POST /v1/completions`. With a `suffix`, fill the gap before it; `span_length` is that of `infill`."""
 
     prompt: str | list[str]
     suffix: str | None = None
@@ -59,7 +59,7 @@ class CompletionRequest(Request):
 
 
 class Extra(BaseModel):
-    """A text from elsewhere in the project; its name and time are ignored."""
+    """A text from elsewhere in the project. Its name and time are ignored."""
 
     text: str = ""
 
@@ -85,7 +85,7 @@ class InfillRequest(BaseModel):
 
     @property
     def completion(self) -> CompletionRequest:
-        """The same in OpenAI's fields."""
+        """The request in OpenAI's fields."""
         extra = "".join(f"{entry.text}\n" for entry in self.input_extra)
         return CompletionRequest(
             prompt=extra + self.input_prefix + self.prompt,

@@ -1,4 +1,4 @@
-"""Rows of one decoding: each ends for itself, and its text can be read while it is written."""
+"""Rows of one decoding. Each ends independently, and its text can be read while it is written."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ UNFINISHED = "\ufffd"
 
 
 class TokenScore(NamedTuple):
-    """A token's natural log-probability, and the likeliest tokens' in its place, by id."""
+    """A token's natural log-probability, and by id those of the likeliest tokens at its place."""
 
     logprob: float
     likeliest: dict[int, float]
@@ -30,8 +30,8 @@ class Row:
         likeliest: how many of the likeliest tokens to note with each token's log-probability. None:
             note nothing.
         emit: gets each new piece of text.
-        is_guess: the text may still be cut once it is written, so it is emitted at the end.
-        tokens, text: what is written so far.
+        is_guess: the text may still be cut when it is complete, so it is emitted at the end.
+        tokens, text: the part written so far.
         scores: a `TokenScore` per token.
         finish_reason: `stop`, `length` or `cancelled`; None while it is being written.
     """
@@ -71,7 +71,7 @@ class Row:
             self._send()
 
     def end(self, text: str) -> None:
-        """Take what is left of the text after a gap of a guessed length was cut."""
+        """Replace the text by what is left after a gap of a guessed length was cut."""
         if self.finish_reason == "length" and text != self.text:
             kept = next(n for n in range(len(self.tokens)) if self.decode(self.tokens[:n]) == text)
             self.tokens, self.scores = self.tokens[:kept], self.scores[:kept]
@@ -79,7 +79,7 @@ class Row:
         self._send()
 
     def _send(self) -> None:
-        """Emit what is certain: no half character, and nothing that may turn into a stop string."""
+        """Emit the part that is certain: no half character, and no beginning of a stop string."""
         if self.emit is None:
             return
         end = len(self.text)
@@ -105,14 +105,14 @@ class Rows(StoppingCriteria):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those of `generate` by which it sees its batch."""
+        """The arguments of `generate` that connect it to the batch."""
         arguments: dict[str, Any] = {"stopping_criteria": [self]}
         if any(row.likeliest is not None for row in self.rows):
             arguments["logits_processor"] = [self.logprobs]
         return arguments
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs) -> torch.BoolTensor:
-        """Which rows have ended, (batch,)."""
+        """Whether each row has ended, (batch,)."""
         for i, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
             row.add(token, None if self.logprobs.step is None else self.logprobs.step[i])
         self.after_step()
@@ -121,7 +121,7 @@ class Rows(StoppingCriteria):
 
 
 class LogProbabilities(LogitsProcessor):
-    """Keeps those of the token that is chosen next, before temperature, top-k and top-p.
+    """Keeps the log-probabilities of the next token, before temperature, top-k and top-p.
 
     Attributes:
         step: (batch, vocabulary), or None before the first token.
@@ -130,7 +130,7 @@ class LogProbabilities(LogitsProcessor):
     step: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """The scores as they are, (batch, vocabulary)."""
+        """Return the scores unchanged, (batch, vocabulary)."""
         self.step = scores.float().log_softmax(-1)
         return scores
 

@@ -113,7 +113,7 @@ def make_pairs(arguments: Namespace) -> tuple[list[dict[str, Any]], Counter]:
     output = Path(arguments.output)
     folder = output.with_name(output.name + ".shards")
     if output.exists() and not folder.exists():
-        raise FileExistsError(f"{output} is there already: delete it or name another output")
+        raise FileExistsError(f"{output} already exists: delete it or name another output")
     counts: Counter[str] = Counter()
     sentences = list(islice(read_sentences(arguments, counts), arguments.max_sentences))
     if not sentences:

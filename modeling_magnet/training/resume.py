@@ -33,7 +33,7 @@ def one_run_in(output: Path, arguments: Arguments) -> contextlib.AbstractContext
 
 
 def claim(output: Path, arguments: Arguments) -> None:
-    """Note the run's settings in its folder; refuse a folder that was begun with others."""
+    """Note the run's settings in its folder; refuse a folder that was started with others."""
     model, data, args = arguments
     mine = {"processes": args.world_size}
     for part in (dataclasses.asdict(model), dataclasses.asdict(data), args.to_dict()):
@@ -45,7 +45,7 @@ def claim(output: Path, arguments: Arguments) -> None:
             theirs = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{path} is damaged ({error}), so nothing says which run {output} holds: give another "
+                f"{path} is damaged ({error}), so it is unknown which run {output} holds: give another "
                 "output_dir, or delete that one"
             ) from error
         changed = [
@@ -88,5 +88,5 @@ def last_complete_checkpoint(output: Path) -> str | None:
             continue
         return str(folder)
     if steps:
-        logger.warning("no checkpoint in %s is complete: the run begins anew", output)
+        logger.warning("no checkpoint in %s is complete: the run starts from the beginning", output)
     return None

@@ -111,13 +111,13 @@ def find(source: list[str], config: str | None = None, split: str = "train") -> 
         if not paths and len(source) == 1 and _is_id(name):
             return name
         if not paths:
-            raise FileNotFoundError(f"{name} is not there: {GIVE}")
+            raise FileNotFoundError(f"{name} does not exist: {GIVE}")
         files += paths
     if len(files) == 1 and files[0].is_dir():
         splits = load_dataset_builder(str(files[0]), config).config.data_files
         if split not in splits:
             raise ValueError(
-                f"{files[0]} has the splits {[*map(str, splits)]}, asked for is {split!r}"
+                f"{files[0]} has the splits {[*map(str, splits)]}, but not {split!r}: name one of them"
             )
         files = [Path(name) for name in splits[split]]
     for path in files:
@@ -196,7 +196,7 @@ def _rows_of_id(
             yield f"{name}, row {number}", row
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{name} is neither here nor an id of `datasets`: {error}"
+            f"{name} is neither a file nor an id of `datasets`: {error}"
         ) from error
     except (ValueError, DatasetsError) as error:
         raise ValueError(f"{name}, row {number + 1}: {error}") from error
@@ -207,12 +207,12 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name} is no file or folder here: {GIVE}. {error}") from error
+        raise FileNotFoundError(f"{name} is not a file or folder: {GIVE}. {error}") from error
 
 
 def _check_columns(columns, needed: tuple[str, ...]) -> None:
     if not set(needed) <= set(columns):
-        raise ValueError(f"the columns are {list(columns)}, needed are {list(needed)}")
+        raise ValueError(f"the columns are {list(columns)}, but {list(needed)} are needed")
 
 
 def _read_lines(path: Path, needed: tuple[str, ...]) -> Iterator[Row]:

@@ -74,7 +74,7 @@ def write_vectors(arguments: Namespace) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: the folder was begun with other settings or another input, or a source cannot be read.
+        ValueError: the folder was started with other settings or another input, or a source cannot be read.
         BlockingIOError: another process writes to the folder.
         OSError: there is no such model, or the disk is full.
     """
@@ -137,7 +137,7 @@ def is_magnet(model: str) -> bool:
 
 
 def _claim(folder: Path, made_of: dict[str, Any]) -> None:
-    """Note what the folder is made of; refuse one that was begun with something else."""
+    """Note what the folder is made of; refuse one that was started with something else."""
     made_of = json.loads(json.dumps(made_of))
     path = folder / MADE_OF
     if not path.exists():
@@ -150,7 +150,7 @@ def _claim(folder: Path, made_of: dict[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{folder} was begun with other settings ({'; '.join(changed)}): give the same, or a new folder"
+            f"{folder} was started with other settings ({'; '.join(changed)}): give the same, or a new folder"
         )
 
 

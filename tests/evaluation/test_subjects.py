@@ -288,7 +288,7 @@ def test_what_is_cut_fills_the_window(folders, tiny):
 
 def test_a_folder_that_does_not_exist_is_called_so():
     for spec in ("/no/such/folder", "magnet:no/such/folder", "encoder:no-folder/"):
-        with pytest.raises(FileNotFoundError, match="there is no folder '.*', and no Hub id is"):
+        with pytest.raises(FileNotFoundError, match="'.*' is neither a folder nor a Hub id"):
             resolve(spec)
 
 

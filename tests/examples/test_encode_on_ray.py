@@ -94,22 +94,22 @@ def test_a_killed_worker_loses_nothing(one_file_done, local_ray, capfd):
 
 
 def test_what_would_mix_vectors_is_refused(one_file_done):
-    with pytest.raises(SystemExit, match="begun with another normalize: give a new folder"):
+    with pytest.raises(SystemExit, match="started with another normalize: give a new folder"):
         run(one_file_done, "--normalize")
     make_model(seed=1).save_pretrained(one_file_done / "model")
-    with pytest.raises(SystemExit, match="begun with another model"):
+    with pytest.raises(SystemExit, match="started with another model"):
         run(one_file_done)
     make_model(seed=0).save_pretrained(one_file_done / "model")
     corpus = one_file_done / "corpus"
     parquet.write_table(pa.table({"text": ["other"]}), corpus / "a.parquet")
-    with pytest.raises(SystemExit, match=r"a.parquet changed since .* was begun"):
+    with pytest.raises(SystemExit, match=r"a.parquet changed since .* was started"):
         run(one_file_done)
     manifest = json.loads((one_file_done / "out" / "manifest.json").read_text())
     assert len(manifest["inputs"]) == 3
     (corpus / "a.jsonl").write_text('{"text": "The same name."}\n')
     with pytest.raises(SystemExit, match=r"two files of the corpus would both become .*a.parquet"):
         run(one_file_done)
-    with pytest.raises(ValueError, match="b.parquet is input and output"):
+    with pytest.raises(ValueError, match="b.parquet is both input and output"):
         encode_on_ray.main(
             [str(one_file_done / "model"), str(corpus / "b.parquet"), "--output", str(corpus)]
         )

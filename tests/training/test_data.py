@@ -98,7 +98,7 @@ def test_a_folder_has_splits(tmp_path):
     folder = str(tmp_path / "corpus")
     assert read(folder)[0] == ["one", "two"]
     assert read(folder, split="validation")[0] == ["three"]
-    with pytest.raises(ValueError, match=r"\['train', 'validation'\], asked for is 'test'"):
+    with pytest.raises(ValueError, match=r"\['train', 'validation'\], but not 'test'"):
         read(folder, split="test")
 
 
@@ -123,8 +123,8 @@ def test_an_id_of_datasets(tmp_path, monkeypatch, streaming):
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("none.txt", None, FileNotFoundError, "none.txt is not there: give files"),
-        ("none*.txt", None, FileNotFoundError, "is not there"),
+        ("none.txt", None, FileNotFoundError, "none.txt does not exist: give files"),
+        ("none*.txt", None, FileNotFoundError, "does not exist"),
         ("a.csv", b"x", ValueError, "a.csv is among the files"),
         ("a.txt", b"", ValueError, "has no rows"),
         ("a.jsonl", b"\n\n", ValueError, "has no rows"),
@@ -155,9 +155,9 @@ def test_an_id_that_is_none(monkeypatch):
 
     monkeypatch.setattr(sources, "load_dataset", load)
     monkeypatch.setattr(sources, "load_dataset_builder", load)
-    with pytest.raises(FileNotFoundError, match="owner/name is no file or folder here.*exist"):
+    with pytest.raises(FileNotFoundError, match="owner/name is not a file or folder.*exist"):
         read("owner/name")
-    with pytest.raises(FileNotFoundError, match="owner/name is no file or folder here.*exist"):
+    with pytest.raises(FileNotFoundError, match="owner/name is not a file or folder.*exist"):
         make_blocks(DataArguments(text=["owner/name"]), TOKENIZER, START)
 
 
@@ -165,9 +165,9 @@ def test_a_source_is_files_or_one_folder_or_one_id(tmp_path):
     write(tmp_path / "corpus" / "train.jsonl", texts("one"))
     with pytest.raises(ValueError, match="the source is empty"):
         read([])
-    with pytest.raises(FileNotFoundError, match="owner/a is not there"):
+    with pytest.raises(FileNotFoundError, match="owner/a does not exist"):
         read(["owner/a", "owner/b"])
-    with pytest.raises(FileNotFoundError, match=r"data/a\.jsonl is not there"):
+    with pytest.raises(FileNotFoundError, match=r"data/a\.jsonl does not exist"):
         read("data/a.jsonl")
     with pytest.raises(ValueError, match="corpus is among the files"):
         read([str(tmp_path / "corpus"), str(tmp_path / "corpus" / "train.jsonl")])
@@ -478,7 +478,7 @@ def test_groups_are_numbered_by_first_appearance(tmp_path):
     assert pairs[3] == ("six", "seis")
     sentences = read_pairs(pair_arguments(tmp_path, ROWS, ["a"], group_column="a"))
     assert sentences.groups.tolist() == [0, 0, 1, 2, 2, 3]
-    with pytest.raises(ValueError, match=r"needed are \['a', 'b', 'article'\]"):
+    with pytest.raises(ValueError, match=r"\['a', 'b', 'article'\] are needed"):
         read_pairs(pair_arguments(tmp_path, ROWS, group_column="article"))
 
 

@@ -213,7 +213,7 @@ def test_a_killed_run_goes_on_to_the_same_file(run, tmp_path):
     assert remade["shards"] == 27 - len(kept)
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not shards.exists()
-    with pytest.raises(FileExistsError, match=r"killed.jsonl is there already: delete it"):
+    with pytest.raises(FileExistsError, match=r"killed.jsonl already exists: delete it"):
         make_pairs(parse(killed))
 
 
@@ -254,8 +254,8 @@ def test_bad_rows_are_skipped_and_counted(run, tmp_path):
         ("a.txt", "", [], ValueError, "has no rows"),
         ("a.txt", "Too short.\n", [], ValueError, "no sentence of more than 5 and at most 60 words"),
         ("a.txt", "Too short.\n", [], ValueError, r"\{'rows read': 1, 'too_short': 1\}"),
-        ("a.txt", SENTENCES[0], ["--column", "body"], ValueError, r"needed are \['body'\]"),
-        ("a.jsonl", '{"t": "x"}\n', [], ValueError, r"columns are \['t'\], needed are \['text'\]"),
+        ("a.txt", SENTENCES[0], ["--column", "body"], ValueError, r"\['body'\] are needed"),
+        ("a.jsonl", '{"t": "x"}\n', [], ValueError, r"columns are \['t'\], but \['text'\] are needed"),
         ("a.jsonl", "{\n", [], ValueError, "a.jsonl, row 1"),
         ("a.txt", SENTENCES[0], ["--rules", "cut_off"], ValueError, "no pair was kept: .*'cut_off': 1"),
     ],

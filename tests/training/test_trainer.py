@@ -275,7 +275,7 @@ def test_a_checkpoint_in_pieces_is_said_and_the_one_before_is_used(run, corpus, 
     for path in out.glob("checkpoint-*"):
         (path / "trainer_state.json").unlink()
     assert last_complete_checkpoint(out) is None
-    assert "the run begins anew" in caplog.text
+    assert "the run starts from the beginning" in caplog.text
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(run, corpus):

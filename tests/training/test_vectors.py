@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_after_its_last_whole_file(table, tmp_path):
     was = first.stat().st_mtime_ns
     write_vectors(parse(again))
     assert first.stat().st_mtime_ns == was and read(first.parent) == read(whole[0].parent)
-    with pytest.raises(ValueError, match=r"begun with other settings \(shard_size was 4, is 3\)"):
+    with pytest.raises(ValueError, match=r"started with other settings \(shard_size was 4, is 3\)"):
         write_vectors(parse([*again, "--shard_size", "3"]))
 
 
