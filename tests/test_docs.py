@@ -52,6 +52,8 @@ def desk(tmp_path_factory) -> Path:
     adapted.save_pretrained(outputs / "mine" / "adapter")
     adapted.tokenizer.save_pretrained(outputs / "mine" / "adapter")
     (desk / "texts.txt").write_text("\n".join(SENTENCES) + "\n", encoding="utf-8")
+    dev = ["score\tsentence1\tsentence2", "1\tA cat.\tA dog.", "4\tA cat.\tThe cat.", "2\tA.\tB."]
+    (desk / "dev.tsv").write_text("\n".join(dev) + "\n", encoding="utf-8")
     gap = {"prefix": "The old", "suffix": " was quiet."}
     (desk / "gaps.jsonl").write_text(json.dumps(gap) + "\n", encoding="utf-8")
     return desk
@@ -106,6 +108,8 @@ CLAIMS = {
     "train-in-python": [
         lambda left, desk: (desk / "outputs/python/model/adapter_config.json").exists(),
         lambda left, desk: left["both"].state.global_step == 2 and left["result"].training_loss > 0,
+        lambda left, desk: left["watched"].state.best_metric
+        == max(line.get("eval_dev", -1) for line in left["watched"].state.log_history),
     ],
     "distil": [
         lambda left, desk: left["trainer"].state.log_history[-1]["train_loss"] > 0,

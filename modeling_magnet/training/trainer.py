@@ -234,11 +234,17 @@ class MagnetTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """The Trainer's, which looks for whole weights where a model has brought its own adapter."""
         own: Any = self.accelerator.unwrap_model(model or self.model)
-        if isinstance(own, PeftModel) or not getattr(own, "_hf_peft_config_loaded", False):
+        if not _has_own_adapter(own):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         weights = load_peft_weights(resume_from_checkpoint, device="cpu")
         weights = {name.removeprefix("base_model.model."): w for name, w in weights.items()}
         set_peft_model_state_dict(own, weights, own.active_adapters()[0])
+
+    def _load_best_model(self) -> None:
+        """Likewise."""
+        if not _has_own_adapter(self.accelerator.unwrap_model(self.model)):
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
@@ -290,6 +296,11 @@ class MagnetTrainer(Trainer):
                     teacher = inputs["teacher_vectors"][:2].unflatten(1, (items, per_item))
                     figures["teacher"] = teacher.permute(1, 2, 0, 3)
         return loss.detach(), figures, torch.zeros(items, device=loss.device)
+
+
+def _has_own_adapter(model: Any) -> bool:
+    """Whether it was loaded with its adapter, which no `PeftModel` is then around."""
+    return not isinstance(model, PeftModel) and getattr(model, "_hf_peft_config_loaded", False)
 
 
 def _count_labels(batches: list[dict]) -> torch.Tensor:
