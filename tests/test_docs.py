@@ -161,6 +161,21 @@ def test_the_examples_of_the_span_map_are_true():
     assert result.failed == 0 and result.attempted >= 4
 
 
+def test_every_feature_of_the_comparison_names_a_test_that_exists():
+    rows = re.findall(
+        r"^\|([^|]+)\|([^|]+)\|(?:[^|]+\|){5}$",
+        (DOCS / "peers.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    said = {feature.strip(): held for feature, held in rows if re.match(r" yes\b", held)}
+    assert len(said) > 20
+    for feature, held in said.items():
+        found = re.search(r"`(tests/[\w/]+\.py)::(test_\w+)`", held)
+        assert found, f"{feature}: no test is named"
+        source = (ROOT / found[1]).read_text(encoding="utf-8")
+        assert f"\ndef {found[2]}(" in source, f"{feature}: {found[0]} does not exist"
+
+
 def test_a_dead_link_would_be_seen(tmp_path):
     (tmp_path / "there.md").write_text("# A heading, there\n\n```bash\n# none\n```\n")
     links = "[a](there.md) [b](there.md#a-heading-there) [c](https://example.org)"

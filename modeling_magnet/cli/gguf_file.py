@@ -24,7 +24,7 @@ PRE_TOKENIZERS = {
 }
 """llama.cpp's names of the ways in which text is split before merges."""
 
-POOLING = {"end": "LAST", "mean": "MEAN"}
+POOLING = {"end": "LAST", "first": "CLS", "mean": "MEAN"}
 """llama.cpp's names of how the states of a text become its vector."""
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -57,7 +57,7 @@ def check(model: Any, encodes: bool = False) -> None:
     starts = settings.start_in_encode and settings.start_token_id is not None
     if encodes and (settings.pooling not in POOLING or (settings.pooling == "mean" and starts)):
         raise ValueError(
-            f"--to gguf-encoder writes the pooling end, and mean without a start token; this is "
+            f"--to gguf-encoder writes the poolings end and first, and mean without a start token; this is "
             f"{settings.pooling!r} with{'' if starts else 'out'} one: llama.cpp has no other"
         )
 

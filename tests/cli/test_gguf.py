@@ -263,6 +263,7 @@ def cosine_distance(a, b):
 
 ENCODERS = {
     "end": {},
+    "first": {"pooling": "first"},
     "mean": {"pooling": "mean", "start_in_encode": False},
     "another start token": {"start_token_id": 2, "end_token_id": 0},
 }
@@ -303,9 +304,12 @@ def test_an_encoder_s_file_says_how_it_is_read(tmp_path):
         ids = [0, *model.text_tokenizer.ids([prompt + text])[0], 1]
         states = found(input_ids=torch.tensor([ids]), is_causal=False).last_hidden_state[0]
         np.testing.assert_allclose(states[-1].detach().numpy(), model.encode(text), atol=1e-4)
-    model.config.magnet = {"pooling": "mean"}
-    with pytest.raises(ValueError, match="mean without a start token; this is 'mean' with one"):
-        exporting.export(model, "gguf-encoder", tmp_path / "mean.gguf")
+    for pooling in ("mean", "weighted_mean"):
+        model.config.magnet = {"pooling": pooling}
+        with pytest.raises(
+            ValueError, match=f"without a start token; this is '{pooling}' with one"
+        ):
+            exporting.export(model, "gguf-encoder", tmp_path / "mean.gguf")
 
 
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path):
