@@ -107,6 +107,7 @@ CLAIMS = {
     ],
     "train-in-python": [
         lambda left, desk: (desk / "outputs/python/model/adapter_config.json").exists(),
+        lambda left, desk: left["found"].training_loss > 0,
         lambda left, desk: left["both"].state.global_step == 2 and left["result"].training_loss > 0,
         lambda left, desk: left["watched"].state.best_metric
         == max(line.get("eval_dev", -1) for line in left["watched"].state.log_history),

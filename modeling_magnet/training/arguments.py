@@ -230,6 +230,13 @@ class DataArguments(ExampleArguments):
             "objective cosent works on."
         },
     )
+    label_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of `pairs` that holds each text's class, any value: what the objective supcon "
+            "works on. Texts of a class come in twos; those that are alone in theirs are left out."
+        },
+    )
     vector_columns: list[str] = field(
         default_factory=list,
         metadata={
@@ -277,6 +284,15 @@ class DataArguments(ExampleArguments):
             raise ValueError(
                 f"pair_columns is {self.pair_columns}: two texts have a score ({self.score_column})"
             )
+        if self.label_column is not None and len(self.pair_columns) != 1:
+            raise ValueError(
+                f"pair_columns is {self.pair_columns}: one text has a class ({self.label_column})"
+            )
+        if self.label_column is not None and self.group_column is not None:
+            raise ValueError(
+                f"label_column is {self.label_column}, group_column {self.group_column}: texts with a "
+                "class come together by it, so leave group_column out"
+            )
         if self.vector_columns and len(self.vector_columns) != len(self.pair_columns):
             raise ValueError(
                 f"vector_columns is {self.vector_columns}, pair_columns {self.pair_columns}: give one of "
@@ -286,13 +302,14 @@ class DataArguments(ExampleArguments):
             raise ValueError(f"group_size is {self.group_size}: give 1 or more")
 
 
-OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence", "cosent", "distil")
+OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence", "cosent", "supcon", "distil")
 """The losses by name: masked next-token prediction, contrastive learning and missing-span generation
 (section 3.2); on blocks that are one span next-token prediction and the divergence from the base
-model; on scored pairs CoSENT; and distillation from a teacher's vectors. The contrastive loss is self-supervised (SSCL) on pairs that were
+model; on scored pairs CoSENT; on texts with a class the supervised contrastive loss of several
+positives; and distillation from a teacher's vectors. The contrastive loss is self-supervised (SSCL) on pairs that were
 made, and supervised on pairs that are labelled."""
 
-OF_PAIRS = ("sscl", "cosent", "distil")
+OF_PAIRS = ("sscl", "cosent", "supcon", "distil")
 """Those that work on sentence vectors."""
 
 
@@ -312,7 +329,22 @@ class MagnetTrainingArguments(TrainingArguments):
         },
     )
     temperature: float = field(
-        default=0.1, metadata={"help": "Of the InfoNCE loss (paper: 0.1), of CoSENT and of distil."}
+        default=0.1,
+        metadata={"help": "Of the InfoNCE loss (paper: 0.1), of CoSENT, supcon and distil."},
+    )
+    guide_margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out negatives of sscl that the vectors of vector_columns, a guide's, find as near to "
+            "the query as its positive less this margin (GIST; 0: nearer than the positive)."
+        },
+    )
+    guide_margin_strategy: str = field(
+        default="absolute",
+        metadata={
+            "help": "Of guide_margin: `absolute`, a difference of cosines, or `relative`, a share of the "
+            "positive's."
+        },
     )
     masked_token_prediction: bool = field(
         default=False,
@@ -371,6 +403,10 @@ class MagnetTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"objective_schedule holds {phase}: weights are 0 or more, and one is not 0"
                 )
+        if self.guide_margin_strategy not in ("absolute", "relative"):
+            raise ValueError(
+                f"guide_margin_strategy is {self.guide_margin_strategy!r}: give absolute or relative"
+            )
         for name, wanted, why in FIXED:
             if getattr(self, name) != wanted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be {wanted!r}: {why}")

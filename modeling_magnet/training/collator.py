@@ -59,8 +59,8 @@ class MagnetCollator:
             token that it names; with documents kept apart `document_ids`, and with
             spans in longer gaps `position_ids`, of the same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
             pairs, length), the sentences, their positives and, if there are any, hard negatives,
-            without start and end token; where pairs have scores `pair_scores`, (1, pairs), and where they have
-            a teacher's vectors `teacher_vectors`, (views, pairs, size).
+            without start and end token; where pairs have scores `pair_scores`, (1, pairs), where
+            texts have a class `classes`, (1, texts), and where there are a teacher's vectors `teacher_vectors`, (views, pairs, size).
         """
         batch: dict[str, torch.Tensor] = {}
         if items[0].block is not None:
@@ -73,6 +73,8 @@ class MagnetCollator:
             batch |= self._tokenize_pairs(items)
         if items[0].scores is not None:
             batch["pair_scores"] = torch.tensor([[s for item in items for s in item.scores or ()]])
+        if items[0].classes is not None:
+            batch["classes"] = torch.tensor([[c for item in items for c in item.classes or ()]])
         if items[0].vectors is not None:
             vectors = np.stack([one for item in items for one in item.vectors or ()], axis=1)
             batch["teacher_vectors"] = torch.from_numpy(vectors)
@@ -238,7 +240,7 @@ class MagnetCollator:
         first = items[0]
         prompt = self._draw_prompt(None if first.held_out else first.index // self.items_a_step)
         views = list(range(len(first.pairs[0])))
-        if views == [0] and first.vectors is None:
+        if views == [0] and first.vectors is None and first.classes is None:
             views = [0, 0]  # dropout alone makes the positive
         texts = [prompt + pair[view] for view in views for item in items for pair in item.pairs]
         limit = self.arguments.pair_length - self.settings.special_tokens

@@ -16,16 +16,21 @@ LABELS = ("label", "labels", "score", "scores")
 FITS = (
     "give `text` (for MNTP, MSG and NTP); or texts alone, the first a query, the second its positive, "
     "all others hard negatives, such as anchor, positive, negative_1 (contrastive); or two texts and a "
-    "score from 0 to 1, such as sentence1, sentence2, score (CoSENT); or texts and as many lists of numbers, "
+    "score from 0 to 1, such as sentence1, sentence2, score (CoSENT); or a text and its class, a whole number or a string, such as text, label (supervised "
+    "contrastive); or texts and as many lists of numbers, "
     "a teacher's vectors, such as text, vector (distillation). rename_columns, select_columns and "
     "remove_columns change a dataset's"
 )
 
 
+WHOLE = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+"""Types of numbers that a class may be."""
+
 NEEDS = {
     "text": ("mntp", "msg", "ntp", "divergence"),
     "pairs": ("sscl",),
     "scored": ("cosent",),
+    "classes": ("supcon",),
     "taught": ("distil",),
 }
 """The objectives by what they work on."""
@@ -35,17 +40,18 @@ class Part(NamedTuple):
     """A dataset and what it is for.
 
     Attributes:
-        kind: `text`, `pairs`, `scored` pairs, or `taught` texts, which have a teacher's vectors.
+        kind: `text`, `pairs`, `scored` pairs, texts with `classes`, or `taught` texts, which have a
+            teacher's vectors.
         dataset: whose columns were told apart.
         texts: columns of text.
-        score: column of scores.
+        label: column of scores or classes.
         vectors: columns of vectors, one for each of `texts`, or none. Pairs may have them too.
     """
 
     kind: str
     dataset: datasets.Dataset
     texts: tuple[str, ...]
-    score: str | None = None
+    label: str | None = None
     vectors: tuple[str, ...] = ()
 
     @property
@@ -87,7 +93,8 @@ def _part(dataset: Any, where: str) -> Part:
         raise TypeError(f"{where} is {type(dataset).__name__}: give a datasets.Dataset")
     columns = dataset.column_names
     kinds = {name: _kind(feature) for name, feature in dataset.features.items()}
-    texts = tuple(name for name in columns if kinds[name] in ("string", "large_string"))
+    strings = ("string", "large_string")
+    texts = tuple(name for name in columns if kinds[name] in strings and name not in LABELS)
     vectors = tuple(name for name in columns if kinds[name].startswith("list of float"))
     labels = tuple(name for name in columns if name in LABELS and name not in vectors)
     if "text" in texts and not labels and not vectors:
@@ -100,6 +107,8 @@ def _part(dataset: Any, where: str) -> Part:
     if len(vectors) in (0, len(texts)):
         if len(labels) == 1 and len(texts) == 2 and re.match("float|u?int", kinds[labels[0]]):
             return Part("scored", dataset, texts, labels[0], vectors)
+        if len(labels) == len(texts) == 1 and kinds[labels[0]] in (*strings, "ClassLabel", *WHOLE):
+            return Part("classes", dataset, texts, labels[0], vectors)
         if not labels and len(texts) >= 2 and nothing_else:
             return Part("pairs", dataset, texts, None, vectors)
         if not labels and len(texts) == 1 and vectors:
@@ -131,12 +140,13 @@ def pairs_of(part: Part, name: str) -> Pairs:
 
     Raises:
         ValueError: a text is missing or blank, a negative is its positive or its query, or a score is
-            not from 0 to 1, or a vector cannot be used.
+            not from 0 to 1, a class or a vector cannot be used.
     """
     texts = part.texts
-    scores = () if part.score is None else (part.score,)
+    labels = () if part.label is None else (part.label,)
     size = None
-    table = part.dataset.with_format(None).select_columns([*texts, *scores, *part.vectors])
+    classes: dict[Any, int] = {}
+    table = part.dataset.with_format(None).select_columns([*texts, *labels, *part.vectors])
     for i, row in enumerate(table):
         where = f"row {i} of {name}"
         fault = text_fault(row, texts)
@@ -149,10 +159,21 @@ def pairs_of(part: Part, name: str) -> Pairs:
                         f"{where}: {negative} is the same as {other} ({row[other]!r:.80}): leave such "
                         "rows out (dataset.filter), or give another negative"
                     )
-        if part.score is not None:
-            check_score(row[part.score], where)
+        if part.kind == "scored":
+            check_score(row[part.label], where)
+        if part.kind == "classes":
+            if row[part.label] is None:
+                raise ValueError(
+                    f"{where} has no {part.label}: leave such rows out (dataset.filter)"
+                )
+            classes.setdefault(row[part.label], len(classes))
         if part.vectors:
             _, size = check_vectors([row[name] for name in part.vectors], size, where)
-    names = (*PAIR[: len(texts)], *(["score"] if scores else []), *VECTORS[: len(part.vectors)])
-    given = (*texts, *scores, *part.vectors)
-    return Pairs(table.rename_columns(dict(zip(given, names, strict=True))), Counter())
+    given = (*texts, *part.vectors)
+    names = dict(zip(given, (*PAIR[: len(texts)], *VECTORS[: len(part.vectors)]), strict=True))
+    if part.kind == "classes":
+        numbers = [classes[value] for value in table[part.label]]
+        table = table.remove_columns(part.label).add_column("class", numbers)
+    elif part.label is not None:
+        names[part.label] = "score"
+    return Pairs(table.rename_columns(names), Counter())

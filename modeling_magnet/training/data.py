@@ -25,6 +25,7 @@ class Item:
             documents are not kept apart.
         pairs: texts of the pair columns: (sentence,), or (sentence, positive) and any hard negatives.
         scores: how alike the two texts of each pair are, from 0 to 1; None where pairs have no score.
+        classes: the class of each text; None where texts have none.
         vectors: (texts, size) a teacher's of each pair's texts; None where there are none.
         held_out: whether it is there to evaluate on.
     """
@@ -34,6 +35,7 @@ class Item:
     document_ids: np.ndarray | None
     pairs: list[tuple[str, ...]]
     scores: list[float] | None = None
+    classes: list[int] | None = None
     vectors: list[np.ndarray] | None = None
     held_out: bool = False
 
@@ -47,6 +49,8 @@ class MagnetDataset(Dataset):
     Pairs of a group come in runs of `group_size`, so that a step's sentences cannot be told apart by
     their topic alone: groups are shuffled, and pairs within each; all in a row are cut into runs,
     which are shuffled in turn. The last pairs of a group share a run with the next group's first.
+    Texts with a class come in runs of two of the same class; of an odd number one waits for the
+    next epoch.
 
     Args:
         blocks: anything with a length that gives (token ids, document ids or None) by number.
@@ -82,9 +86,11 @@ class MagnetDataset(Dataset):
         self.held_out = held_out
         shuffled = None if held_out else seed
         self._block_order = _Order(len(blocks), shuffled, 0) if blocks is not None else None
-        self._pair_order = (
-            _Order(len(pairs), shuffled, 1, pairs.groups, group_size) if pairs else None
-        )
+        self._pair_order: _Order | None = None
+        if pairs and pairs.classes is not None:
+            self._pair_order = _ClassOrder(pairs.classes, shuffled, 1)
+        elif pairs:
+            self._pair_order = _Order(len(pairs), shuffled, 1, pairs.groups, group_size)
 
     def __len__(self) -> int:
         return self.length
@@ -96,7 +102,7 @@ class MagnetDataset(Dataset):
         if self.blocks is not None and self._block_order is not None:
             block, document_ids = self.blocks[self._block_order[index]]
         pairs: list[tuple[str, ...]] = []
-        scores = vectors = None
+        scores = classes = vectors = None
         if self.pairs and self._pair_order is not None:
             first = index * self.pairs_per_block
             order = self._pair_order
@@ -104,9 +110,11 @@ class MagnetDataset(Dataset):
             pairs = [self.pairs[number] for number in numbers]
             if self.pairs.scores is not None:
                 scores = [float(self.pairs.scores[number]) for number in numbers]
+            if self.pairs.classes is not None:
+                classes = [int(self.pairs.classes[number]) for number in numbers]
             if self.pairs.has_vectors:
                 vectors = [self.pairs.vectors(number) for number in numbers]
-        return Item(index, block, document_ids, pairs, scores, vectors, self.held_out)
+        return Item(index, block, document_ids, pairs, scores, classes, vectors, self.held_out)
 
 
 class _Order:
@@ -142,3 +150,25 @@ class _Order:
         whole = self.count // self.group_size * self.group_size
         runs = numbers[:whole].reshape(-1, self.group_size)  # (runs, group_size)
         return np.concatenate([generator.permutation(runs).ravel(), numbers[whole:]])
+
+
+class _ClassOrder(_Order):
+    """Numbers of texts in twos of a class, reshuffled each epoch; without a seed all, 0, 1, 2, ..."""
+
+    def __init__(self, classes: np.ndarray, seed: int | None, stream: int):
+        sizes = np.bincount(classes)
+        count = len(classes) if seed is None else int((sizes // 2 * 2).sum())
+        if not count:
+            raise ValueError(
+                f"no two of {len(classes)} texts have the same class: those of a class are each other's positives"
+            )
+        super().__init__(count, seed, stream)
+        self.classes, self.sizes = classes, sizes
+
+    def _shuffle(self, generator: np.random.Generator) -> np.ndarray:
+        numbers = generator.permutation(len(self.classes))
+        numbers = numbers[np.argsort(self.classes[numbers], kind="stable")]
+        firsts = np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)  # where its class begins
+        rank = np.arange(len(numbers)) - firsts
+        even = rank < np.repeat(self.sizes // 2 * 2, self.sizes)
+        return generator.permutation(numbers[even].reshape(-1, 2)).ravel()

@@ -62,7 +62,8 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         alone, the control; `causal_perplexity`: of all tokens; `pair_accuracy`: share of sentences
         whose paraphrase is the nearest of all; with scores in its place `pair_spearman`, the rank
         correlation of cosines with them; with a teacher's vectors `teacher_spearman`, that of the
-        cosines of all texts with each other with the teacher's.
+        cosines of all texts with each other with the teacher's; with classes `class_accuracy`, the
+        share of texts whose nearest other one is of their class.
     """
     metrics: dict[str, float] = {}
     predictions: Any = prediction.predictions
@@ -79,6 +80,11 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         vectors = torch.nn.functional.normalize(vectors, dim=-1)  # (pairs, views, hidden)
         if "teacher" in predictions:
             metrics["teacher_spearman"] = _agreement(vectors, predictions["teacher"])
+        if "classes" in predictions:
+            classes = torch.from_numpy(np.asarray(predictions["classes"])).flatten()
+            cosines = (vectors[:, 0] @ vectors[:, 0].T).fill_diagonal_(-torch.inf)
+            same = classes[cosines.argmax(dim=1)] == classes
+            metrics["class_accuracy"] = float(same.float().mean())
         if vectors.shape[1] == 1:
             return metrics
         one, two = vectors.unbind(1)  # (pairs, hidden)

@@ -116,7 +116,12 @@ def labelled_divergence(
     return _sum_rows(values, rows, len(labels))
 
 
-def info_nce(queries: torch.Tensor, candidates: torch.Tensor, temperature: float) -> torch.Tensor:
+def info_nce(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    temperature: float,
+    left_out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """InfoNCE on cosine similarity (equation 3), in float32 whatever the autocast.
 
     Args:
@@ -124,6 +129,7 @@ def info_nce(queries: torch.Tensor, candidates: torch.Tensor, temperature: float
         candidates: (candidates, hidden), as many as queries or more: candidate i is the positive of
             query i, all others are its negatives.
         temperature: the similarities are divided by it.
+        left_out: (queries, candidates) which are not to be negatives, as of `false_negatives`.
 
     Returns:
         () the mean over the queries.
@@ -133,8 +139,31 @@ def info_nce(queries: torch.Tensor, candidates: torch.Tensor, temperature: float
             F.normalize(vectors.float(), dim=-1) for vectors in (queries, candidates)
         )
         similarity = queries @ candidates.T  # (queries, candidates)
+        if left_out is not None:
+            similarity = similarity.masked_fill(left_out, -torch.inf)
         targets = torch.arange(len(queries), device=queries.device)
         return F.cross_entropy(similarity / temperature, targets)
+
+
+def false_negatives(guide: torch.Tensor, margin: float, relative: bool) -> torch.Tensor:
+    """What a guide finds too near to a query to be a negative (GISTEmbed, Solatorio 2024).
+
+    That is every other candidate whose cosine with the query, by the guide, is above that of the
+    query's positive less the margin.
+
+    Args:
+        guide: (views, pairs, size) its vectors of queries, positives and hard negatives.
+        margin: a difference of cosines or, where `relative`, a share of the positive's.
+        relative: which of the two.
+
+    Returns:
+        (pairs, (views - 1) x pairs) for `info_nce`; never the positive itself.
+    """
+    guide = F.normalize(guide.float(), dim=-1)
+    similarity = guide[0] @ guide[1:].flatten(0, 1).T  # (pairs, candidates)
+    positive = similarity.diagonal()[:, None]
+    limit = positive - (positive.abs() * margin if relative else margin)
+    return (similarity > limit).fill_diagonal_(False)
 
 
 def cosent(vectors: torch.Tensor, scores: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -156,6 +185,32 @@ def cosent(vectors: torch.Tensor, scores: torch.Tensor, temperature: float) -> t
         wrong = cosines[:, None] - cosines  # (pairs, pairs) of i over j
         wrong = wrong[scores[:, None] < scores]
         return torch.cat([wrong.new_zeros(1), wrong]).logsumexp(dim=0)
+
+
+def supervised_contrastive(
+    vectors: torch.Tensor, classes: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """SupCon: texts of a class are each other's positives, all others negatives (Khosla et al. 2020, L_out).
+
+        mean over i of mean over p of -log(exp(cosine[i, p] / temperature) / sum over all j but i of the same)
+
+    Args:
+        vectors: (texts, hidden).
+        classes: (texts,) numbers.
+        temperature: the cosines are divided by it.
+
+    Returns:
+        () the mean over the texts that another one of their class stands beside; 0 where there is none.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        vectors = F.normalize(vectors.float(), dim=-1)
+        itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+        cosines = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf)
+        log_shares = cosines.log_softmax(-1).masked_fill(itself, 0)  # (texts, texts)
+        positive = (classes[:, None] == classes) & ~itself
+        counts = positive.sum(-1)
+        losses = -(log_shares * positive).sum(-1) / counts.clamp(min=1)
+        return losses.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def distillation(vectors: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -59,6 +59,11 @@ def prepare(
     parts = recognize(train, "train_dataset")
     held_out_parts = {} if held_out is None else recognize(held_out, "eval_dataset")
     check_weights(args, parts)
+    if args.guide_margin is not None and not {"sscl", "distil"} <= set(_allowed(parts)):
+        raise ValueError(
+            f"guide_margin is {args.guide_margin}, and train_dataset has no pairs with a guide's vectors: "
+            "give anchor, positive, anchor_vector, positive_vector"
+        )
     pairs, held_out_pairs = _pairs(parts, "train_dataset"), _pairs(held_out_parts, "eval_dataset")
     set_seed(args.seed)
     model = _as_magnet(model)
@@ -182,7 +187,8 @@ def _with_schedule(args: MagnetConfig, parts: dict[str, Part], steps: int) -> Ma
     """The settings with a schedule: unless one is given, all that the data allows, from first to last."""
     if args.objective_schedule:
         return args
-    resting = ("divergence",) if args.all_span_fraction else ("divergence", "ntp")
+    resting = ["divergence"] if args.all_span_fraction else ["divergence", "ntp"]
+    resting += ["distil"] if args.guide_margin is not None else []
     names = [name for name in _allowed(parts) if name not in resting]
     phase = {"steps": args.max_steps if args.max_steps > 0 else steps, **dict.fromkeys(names, 1.0)}
     return dataclasses.replace(args, objective_schedule=[phase])

@@ -16,7 +16,12 @@ from .trainer import MagnetTrainer
 PANELS = {
     "losses": OBJECTIVES,
     "perplexity": ("eval_span_perplexity", "eval_left_only_perplexity", "eval_causal_perplexity"),
-    "accuracy": ("mntp_accuracy", "eval_mntp_accuracy", "eval_pair_accuracy"),
+    "accuracy": (
+        "mntp_accuracy",
+        "eval_mntp_accuracy",
+        "eval_pair_accuracy",
+        "eval_class_accuracy",
+    ),
     "correlation": ("eval_pair_spearman", "eval_teacher_spearman"),
     "learning rate": ("learning_rate",),
 }

@@ -34,6 +34,11 @@ def check_arguments(arguments: Arguments) -> None:
             raise ValueError(
                 f"{name} has a weight, but there are no pairs: set pairs, pairs_per_block"
             )
+    if args.ever("supcon") != (data.label_column is not None):
+        raise ValueError(
+            f"the weight of supcon is {'not ' if args.ever('supcon') else ''}all 0, and label_column is "
+            f"{data.label_column}: they need each other"
+        )
     for name, wanted in (("sscl", False), ("cosent", True)):
         if args.ever(name) and wanted != (data.score_column is not None):
             raise ValueError(
@@ -45,10 +50,19 @@ def check_arguments(arguments: Arguments) -> None:
             "distil has a weight, and vector_columns is empty: name the columns of a teacher's vectors, "
             "which modeling_magnet.training.vectors writes"
         )
-    if args.ever("sscl") and len(data.pair_columns) == 1 and data.vector_columns:
+    if args.guide_margin is not None and not (args.ever("sscl") and data.vector_columns):
         raise ValueError(
-            f"sscl has a weight, and pair_columns is {data.pair_columns}: beside a teacher's vectors it "
-            "works on two texts"
+            f"guide_margin is {args.guide_margin}: it is for sscl on pairs with a guide's vectors "
+            "(vector_columns)"
+        )
+    if (
+        args.ever("sscl")
+        and len(data.pair_columns) == 1
+        and (data.vector_columns or data.label_column)
+    ):
+        raise ValueError(
+            f"sscl has a weight, and pair_columns is {data.pair_columns}: beside a teacher's vectors or "
+            "classes it works on two texts"
         )
     if args.ever("mntp", "msg", "ntp", "divergence") and not data.text:
         raise ValueError(

@@ -200,11 +200,12 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
         limit = arguments.validation_pair_count
     config, columns = arguments.pairs_config, tuple(arguments.pair_columns)
     group_column, score_column = arguments.group_column, arguments.score_column
-    keys = tuple(column for column in (group_column, score_column) if column is not None)
+    label_column = arguments.label_column
+    keys = tuple(c for c in (group_column, score_column, label_column) if c is not None)
     keys += (vector_columns := tuple(arguments.vector_columns))
 
     def make(counts: Counter) -> Iterator[Row]:
-        groups: dict[Any, int] = {}
+        groups: dict[Any, int] = {}  # or classes
         size = None
         rows = read_rows(
             source,
@@ -225,6 +226,11 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
             if score_column is not None:
                 check_score(row.get(score_column), f"row {counts['rows read']} of {source}")
                 pair["score"] = row[score_column]
+            if label_column is not None:
+                if row.get(label_column) is None:
+                    raise ValueError(f"row {counts['rows read']} of {source} has no {label_column}")
+                pair["class"] = groups.setdefault(row[label_column], len(groups))
+                counts["classes"] = len(groups)
             if vector_columns:
                 where = f"row {counts['rows read']} of {source}"
                 vectors, size = check_vectors([row.get(c) for c in vector_columns], size, where)
@@ -233,8 +239,9 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
         if not counts["pairs"]:
             raise ValueError(f"{source} has no pair with texts that differ: {dict(counts)}")
 
-    key = ["pairs", identify(source, config, split), columns, group_column, limit]
+    key: list = ["pairs", identify(source, config, split), columns, group_column, limit]
     key += [] if score_column is None else [score_column]
+    key += [] if label_column is None else [["class", label_column]]
     key += [vector_columns] if vector_columns else []
     features: dict[str, Any] = {name: Value("string") for name in PAIR[: len(columns)]}
     features |= {name: List(Value("float32")) for name in VECTORS[: len(vector_columns)]}
@@ -242,6 +249,8 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
         features["group"] = Value("int64")
     if score_column is not None:
         features["score"] = Value("float64")
+    if label_column is not None:
+        features["class"] = Value("int64")
     return Pairs(*_cached(key, make, features, arguments.token_cache))
 
 
@@ -293,6 +302,7 @@ class Pairs:
         counts: `rows read`, `dropped: ` with each reason, `empty files`, `pairs`, `groups`.
         groups: (pairs,) the group of each, numbered by first appearance; None without a group column.
         scores: (pairs,) how alike the two texts of each are, from 0 to 1; None without such a column.
+        classes: (texts,) the class of each, numbered; None without such a column.
         has_vectors: whether there is a teacher's vector of each text.
     """
 
@@ -304,6 +314,9 @@ class Pairs:
         self.scores: np.ndarray | None = None
         if "score" in table.column_names:
             self.scores = np.asarray(table["score"][:], dtype=np.float32)
+        self.classes: np.ndarray | None = None
+        if "class" in table.column_names:
+            self.classes = np.asarray(table["class"][:], dtype=np.int64)
         vectors = [name for name in VECTORS if name in table.column_names]
         self.has_vectors = bool(vectors)
         self._vectors = table.select_columns(vectors).with_format("numpy")

@@ -11,13 +11,20 @@ from .collator import IGNORE, MagnetCollator
 from .config import MagnetConfig
 from .data import MagnetDataset
 from .metrics import compute_metrics, text_figures
-from .objectives import ObjectiveOutput, cosent, distillation, info_nce
+from .objectives import (
+    ObjectiveOutput,
+    cosent,
+    distillation,
+    false_negatives,
+    info_nce,
+    supervised_contrastive,
+)
 from .preparing import as_magnet, prepare
 
 COUNTED = ("mntp", "msg", "ntp")
 """The objectives that are means over labelled tokens."""
 
-LABELS = ("pair_scores", "teacher_vectors")
+LABELS = ("pair_scores", "classes", "teacher_vectors")
 """What the collator gives to the losses, not to the model; (views or 1, pairs, ...)."""
 
 
@@ -26,15 +33,16 @@ class MagnetTrainer(Trainer):
 
     What a dataset is for its columns tell, as in sentence-transformers (see `training.columns`):
     `text` is for MNTP and MSG; texts alone, such as anchor, positive, negative, are for contrastive
-    learning; two texts and a score from 0 to 1 are for CoSENT; texts and vectors of a teacher are for
+    learning; two texts and a score from 0 to 1 are for CoSENT; texts with a class are for the
+    supervised contrastive loss; texts and vectors of a teacher are for
     distillation. A dict of two datasets has text and
     pairs in the same steps.
 
     MNTP, MSG, NTP and the divergence are means over the labelled tokens of the whole optimizer step,
     over all processes and accumulated batches, each over its own. SSCL has the sentences of all
     processes as negatives, hard ones and those of the other pairs, and is the mean over accumulated
-    batches: its negatives are those of one batch, which `pair_chunk` lets grow. So are CoSENT and
-    distillation.
+    batches: its negatives are those of one batch, which `pair_chunk` lets grow. So are CoSENT, the
+    supervised contrastive loss and distillation.
 
     Args:
         model: a Hub id, a folder, `smollm2`, or a model of `load_magnet`, which is trained in place.
@@ -88,6 +96,14 @@ class MagnetTrainer(Trainer):
             model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
             eval_dataset=eval_dataset, **kwargs,
         )  # fmt: skip
+        pairs, of_pairs = train_dataset.pairs, train_dataset.pairs_per_block
+        if pairs is not None and pairs.classes is not None:
+            batch = self.args.per_device_train_batch_size * of_pairs
+            if batch % 2:
+                raise ValueError(
+                    f"a batch has {batch} texts with a class, which come in twos: give an even number "
+                    "(per_device_train_batch_size)"
+                )
         self.compute_metrics = compute_metrics
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -164,9 +180,18 @@ class MagnetTrainer(Trainer):
         temperature = self.args.temperature
         losses = {}
         if weights["sscl"]:
-            losses["sscl"] = info_nce(vectors[0], vectors[1:].flatten(0, 1), temperature)
+            left_out = None
+            if self.args.guide_margin is not None:
+                relative = self.args.guide_margin_strategy == "relative"
+                guide = labels["teacher_vectors"]
+                left_out = false_negatives(guide, self.args.guide_margin, relative)
+            candidates = vectors[1:].flatten(0, 1)
+            losses["sscl"] = info_nce(vectors[0], candidates, temperature, left_out)
         if weights["cosent"]:
             losses["cosent"] = cosent(vectors, labels["pair_scores"][0], temperature)
+        if weights["supcon"]:
+            classes = labels["classes"][0]
+            losses["supcon"] = supervised_contrastive(vectors[0], classes, temperature)
         if weights["distil"]:
             texts, teacher = vectors.flatten(0, 1), labels["teacher_vectors"].flatten(0, 1)
             losses["distil"] = distillation(texts, teacher, temperature)
@@ -292,6 +317,8 @@ class MagnetTrainer(Trainer):
                 figures["vectors"] = vectors.unflatten(1, (items, per_item)).permute(1, 2, 0, 3)
                 if "pair_scores" in inputs:
                     figures["scores"] = inputs["pair_scores"][0].unflatten(0, (items, per_item))
+                if "classes" in inputs:
+                    figures["classes"] = inputs["classes"][0].unflatten(0, (items, per_item))
                 if "teacher_vectors" in inputs:
                     teacher = inputs["teacher_vectors"][:2].unflatten(1, (items, per_item))
                     figures["teacher"] = teacher.permute(1, 2, 0, 3)

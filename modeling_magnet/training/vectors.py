@@ -84,7 +84,7 @@ def write_vectors(arguments: Namespace) -> list[Path]:
     made_of["input"] = identify(arguments.input, arguments.input_config, arguments.input_split)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        _claim(folder, made_of)
+        claim(folder, made_of)
         encode: Encode | None = None
         files = []
         bar = tqdm(desc="Encoding", unit=" rows", total=arguments.limit)
@@ -136,7 +136,7 @@ def is_magnet(model: str) -> bool:
     return "magnet" in PreTrainedConfig.get_config_dict(model)[0]
 
 
-def _claim(folder: Path, made_of: dict[str, Any]) -> None:
+def claim(folder: Path, made_of: dict[str, Any]) -> None:
     """Note what the folder is made of; refuse one that was started with something else."""
     made_of = json.loads(json.dumps(made_of))
     path = folder / MADE_OF

@@ -20,6 +20,7 @@ def corpus(tmp_path):
         | {
             "sentence_vector": [float(i % 3), 1.0, i / 5],
             "paraphrase_vector": [1.0, float(i % 4), i / 7],
+            "label": "abc"[i % 3],
         }
         for i, (a, b) in enumerate(pairs)
     ]

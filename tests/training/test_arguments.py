@@ -109,7 +109,7 @@ def test_the_defaults_are_the_paper_s():
     assert (args.per_device_train_batch_size, data.pairs_per_block) == (32, 2)
     assert (args.learning_rate, args.temperature, args.max_steps) == (3e-5, 0.1, 4200)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
-    rest = {"ntp": 0, "divergence": 0, "cosent": 0, "distil": 0}
+    rest = {"ntp": 0, "divergence": 0, "cosent": 0, "supcon": 0, "distil": 0}
     assert args.objective_weights(3399) == {"mntp": 1, "sscl": 0, "msg": 1} | rest
     assert args.objective_weights(3400) == {"mntp": 1, "sscl": 9, "msg": 1} | rest
     assert args.objective_weights(4199) == {"mntp": 1, "sscl": 9, "msg": 1} | rest
@@ -150,6 +150,11 @@ def test_bad_arguments(tmp_path, arguments, message):
         ({"mask_fraction": 1.2}, "mask_fraction is 1.2"),
         ({"block_length": 0}, "block_length is 0"),
         ({"max_span_length": 2}, "must not be shorter"),
+        ({"label_column": "l"}, r"one text has a class \(l\)"),
+        (
+            {"label_column": "l", "group_column": "g", "pair_columns": ["a"]},
+            "leave group_column out",
+        ),
         ({"vector_columns": ["v"]}, "give one of vectors for each of texts"),
     ],
 )
@@ -176,6 +181,15 @@ def test_bad_data_arguments(arguments, message):
         ({"pair_columns": ["sentence"]}, "dropout"),
         ({"score_column": "score"}, "sscl has a weight, and score_column is score"),
         ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, "score_column is None: cosent works"),
+        (
+            {"label_column": "label", "pair_columns": ["sentence"]},
+            "supcon is all 0, and label_column",
+        ),
+        (
+            {"objective_schedule": [{"steps": 1, "supcon": 1}]},
+            "not all 0, and label_column is None",
+        ),
+        ({"guide_margin": 0.1}, "guide_margin is 0.1: it is for sscl on pairs with a guide's"),
         ({"objective_schedule": [{"steps": 1, "distil": 1}]}, "vector_columns is empty: name the"),
         (
             {"pair_columns": ["sentence"], "vector_columns": ["sentence_vector"]},

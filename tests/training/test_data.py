@@ -503,6 +503,8 @@ class Pairs(list):
 
     groups: np.ndarray | None = None
     scores: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    has_vectors = False
 
 
 BLOCKS = [(ids, None) for ids in np.arange(50, dtype=np.int32).reshape(10, 5)]
@@ -569,6 +571,25 @@ def test_every_pair_comes_once_an_epoch_in_runs_of_its_group(
         # Each group is in as few runs as its size allows, but for the one it may begin in.
         for group, size in enumerate(sizes):
             assert sum(group in run for run in runs) <= (size - 1) // group_size + 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=9), seed=st.integers(0, 99))
+def test_texts_with_a_class_come_in_twos_of_it(sizes, seed):
+    classes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    texts = Pairs((str(i),) for i in range(len(classes)))
+    texts.classes = classes
+    if max(sizes) == 1:
+        with pytest.raises(ValueError, match="have the same class"):
+            MagnetDataset(None, texts, 1, 2, seed)
+        return
+    count = sum(size // 2 * 2 for size in sizes)
+    dataset = MagnetDataset(None, texts, count, 2, seed)  # two epochs
+    drawn = [[int(text) for (text,) in dataset[i].pairs] for i in range(count)]
+    assert all(classes[a] == classes[b] == dataset[i].classes[0] for i, (a, b) in enumerate(drawn))
+    for epoch in (drawn[: count // 2], drawn[count // 2 :]):
+        numbers = [number for two in epoch for number in two]
+        assert len({*numbers}) == count  # none twice, and of an odd number one is left
 
 
 def test_held_out_items_are_in_the_order_of_the_files():

@@ -85,9 +85,15 @@ SCORED = {
 }
 TAUGHT = {
     "vector_columns": ["sentence_vector", "paraphrase_vector"],
+    "guide_margin": 0.1,
     "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "sscl": 1, "distil": 1}],
 }
-"""Labelled pairs: two hard negatives each, in chunks; with scores; and with a teacher's vectors."""
+CLASSES = {
+    "pair_columns": ["sentence"],
+    "label_column": "label",
+    "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "supcon": 1}],
+}
+"""Labelled pairs: two hard negatives each, in chunks; with scores; with vectors of a teacher and guide; and classes."""
 
 ONE: list = []
 
@@ -97,7 +103,7 @@ def one(launch):
     """One process on all eight items: the run to compare with, made once."""
     if not ONE:
         more = {"text": {"objective_schedule": TEXT}, "negatives": NEGATIVES, "scored": SCORED}
-        more["taught"] = TAUGHT | {"pair_chunk": 3}
+        more |= {"taught": TAUGHT | {"pair_chunk": 3}, "classes": CLASSES | {"pair_chunk": 3}}
         ONE.extend(
             launch({"one": EVALUATED} | {f"one-{k}": EVALUATED | v for k, v in more.items()})
         )
@@ -111,13 +117,14 @@ def of(processes, **changes):
 def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     """1 x 8, 2 x 4, and 2 processes x 2 x 2 accumulated, each with all objectives that it can have."""
     accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    two, two_by_two, negatives, scored, taught = launch(
+    two, two_by_two, negatives, scored, taught, classes = launch(
         {
             "two": of(2),
             "two-by-two": of(2, objective_schedule=TEXT, **accumulated),
             "two-negatives": of(2, **NEGATIVES | {"pair_chunk": 0}),
             "two-scored": of(2, **SCORED),
             "two-taught": of(2, **TAUGHT),
+            "two-classes": of(2, **CLASSES),
         },
         processes=2,
     )
@@ -137,6 +144,8 @@ def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     assert_same(negatives, one[2])
     assert_same(scored, one[3])
     assert_same(taught, one[4])
+    assert_same(classes, one[5])
+    assert len(classes[0]["supcon"]) == 6 and len(classes[0]["eval_class_accuracy"]) == 2
     assert len(taught[0]["distil"]) == 6 and len(taught[0]["eval_teacher_spearman"]) == 2
     assert len(scored[0]["cosent"]) == 6 and len(scored[0]["eval_pair_spearman"]) == 2
 

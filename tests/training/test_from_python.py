@@ -21,7 +21,13 @@ from modeling_magnet.training import MagnetConfig, MagnetTrainer
 from modeling_magnet.training.arguments import DataArguments, ModelArguments
 from modeling_magnet.training.card import TEMPLATE
 from modeling_magnet.training.metrics import spearman
-from modeling_magnet.training.objectives import cosent, distillation, info_nce
+from modeling_magnet.training.objectives import (
+    cosent,
+    distillation,
+    false_negatives,
+    info_nce,
+    supervised_contrastive,
+)
 
 ROOT = Path(__file__).parents[2]
 TEXT = Dataset.from_dict(
@@ -47,6 +53,9 @@ TAUGHT = Dataset.from_dict(
         "text": [f"{i} {a}" for i, a in enumerate(SENTENCES * 2)],
         "vector": np.random.default_rng(0).normal(size=(10, 7)).tolist(),
     }
+)
+CLASSED = Dataset.from_dict(
+    {"text": TAUGHT["text"], "label": ["cat", "dog", "cat", "dog", "cat"] * 2}
 )
 TAUGHT_PAIRS = (
     TRIPLETS.select_columns(["anchor", "positive"])
@@ -82,20 +91,24 @@ def logged(trainer, name) -> list[float]:
         (TAUGHT, {"distil"}),
         (TAUGHT.rename_columns({"text": "sentence", "vector": "label"}), {"distil"}),
         (TAUGHT_PAIRS, {"sscl", "distil"}),
+        (CLASSED, {"supcon"}),
+        (CLASSED.cast_column("label", ClassLabel(names=["cat", "dog"])), {"supcon"}),
+        (CLASSED.remove_columns("label").add_column("label", [7, 8] * 5), {"supcon"}),
+        (CLASSED.add_column("vector", TAUGHT["vector"]), {"supcon", "distil"}),
         ({"wiki": TEXT, "nli": TRIPLETS}, {"mntp", "msg", "sscl"}),
         ({"wiki": TEXT, "sts": SCORED}, {"mntp", "msg", "cosent"}),
         ({"wiki": TEXT, "teacher": TAUGHT}, {"mntp", "msg", "distil"}),
     ],
 )
 def test_the_columns_choose_the_objectives(data, objectives, tmp_path):
-    args = config(tmp_path, max_steps=1)
+    args = config(tmp_path, max_steps=1, per_device_train_batch_size=4)
     trainer = MagnetTrainer(make_model(), args, train_dataset=data, peft_config=LORA)
     trainer.train()
-    names = {"mntp", "msg", "ntp", "sscl", "cosent", "distil"}
+    names = {"mntp", "msg", "ntp", "sscl", "cosent", "supcon", "distil"}
     assert {name for name in names if logged(trainer, name)} == objectives
 
 
-@pytest.mark.parametrize("data", [TRIPLETS, SCORED, TAUGHT])
+@pytest.mark.parametrize("data", [TRIPLETS, SCORED, TAUGHT, CLASSED])
 def test_labelled_pairs_are_learned(data, tmp_path):
     changes = {"per_device_train_batch_size": 10, "other_prompt_fraction": 0, "learning_rate": 1e-3}
     args = config(tmp_path, max_steps=6, **changes)
@@ -205,6 +218,16 @@ def test_what_is_held_out_is_measured(tmp_path):
     assert found["eval_pair_spearman"] == pytest.approx(expected, abs=0.05)  # of the pairs that fit
 
 
+def test_how_well_classes_are_told_apart_is_measured(tmp_path):
+    args = config(tmp_path, per_device_train_batch_size=4, per_device_eval_batch_size=10)
+    trainer = MagnetTrainer(make_model(), args, train_dataset=CLASSED, eval_dataset=CLASSED)
+    found = trainer.evaluate()["eval_class_accuracy"]
+    own = trainer.model.encode(CLASSED["text"][:], normalize_embeddings=True)
+    nearest = (own @ own.T - 2 * np.eye(10)).argmax(axis=1)
+    labels = np.array(CLASSED["label"][:])
+    assert found == pytest.approx((labels[nearest] == labels).mean(), abs=0.11)
+
+
 def test_how_far_the_teacher_is_followed_is_measured(tmp_path):
     args = config(tmp_path, per_device_eval_batch_size=4)
     trainer = MagnetTrainer(make_model(), args, train_dataset=TAUGHT, eval_dataset=TAUGHT)
@@ -271,6 +294,62 @@ def test_cosent_is_cosent():
     assert cosent(views, torch.ones(7), 0.05) == 0
 
 
+def test_several_positives_by_definition():
+    """Equation 2 of Khosla et al. 2020, text by text; the fifth is alone in its class."""
+    torch.manual_seed(0)
+    texts, classes = torch.randn(6, 8, requires_grad=True), [0, 1, 0, 0, 2, 1]
+    ours = supervised_contrastive(texts, torch.tensor(classes), temperature=0.05)
+    (gradient,) = torch.autograd.grad(ours, texts)
+    terms = []
+    for i in range(6):
+        near = {
+            j: torch.exp(torch.cosine_similarity(texts[i], texts[j], dim=0) / 0.05)
+            for j in range(6)
+            if j != i
+        }
+        positives = [j for j in near if classes[j] == classes[i]]
+        if positives:
+            shares = [torch.log(near[p] / sum(near.values())) for p in positives]
+            terms.append(-sum(shares) / len(positives))
+    expected = sum(terms) / len(terms)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, texts)[0])
+    assert len(terms) == 5 and supervised_contrastive(texts, torch.arange(6), 0.05) == 0
+
+
+class Guide(torch.nn.Sequential):
+    """Stands for a SentenceTransformer with a tokenizer; its features hold the vectors of several."""
+
+    tokenizer, max_seq_length = make_model().tokenizer, 9
+
+    def __init__(self, name):
+        super().__init__(torch.nn.Identity())
+        self.name = name
+
+    def forward(self, features):
+        return {"sentence_embedding": features[self.name]}
+
+
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_false_negatives_are_those_of_gist(strategy, margin, negatives):
+    torch.manual_seed(0)
+    views = torch.randn(2 + negatives, 8, 6, requires_grad=True)  # (views, pairs, hidden)
+    guide = torch.randn(2 + negatives, 8, 4) + 0.5
+    left_out = false_negatives(guide, margin, strategy == "relative")
+    assert 0 < left_out.sum() < left_out.numel() - 8
+    ours = info_nce(views[0], views[1:].flatten(0, 1), 0.05, left_out)
+    (gradient,) = torch.autograd.grad(ours, views)
+    theirs = losses.CachedGISTEmbedLoss(
+        Guide("own"), Guide("guide"), temperature=0.05, margin_strategy=strategy, margin=margin,
+        contrast_anchors=False, contrast_positives=False,
+    )  # fmt: skip
+    expected = theirs.calculate_loss([[view] for view in views], [[view] for view in guide])
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, views)[0])
+
+
 def test_distillation_is_the_divergence_of_each_text_s_similarities_to_the_others():
     """sentence-transformers computes it for a query and documents: each text is the query once."""
     torch.manual_seed(0)
@@ -291,11 +370,21 @@ def test_distillation_is_the_divergence_of_each_text_s_similarities_to_the_other
     )  # the same angles in another space
 
 
-@pytest.mark.parametrize("data", [TRIPLETS, SCORED, TAUGHT_PAIRS, {"a": TEXT, "b": TRIPLETS}])
+@pytest.mark.parametrize(
+    "data", [TRIPLETS, SCORED, CLASSED, TAUGHT_PAIRS, {"a": TEXT, "b": TRIPLETS}]
+)
 def test_a_chunked_batch_has_the_loss_and_the_parameters_of_the_whole(data, tmp_path):
     results = []
+    guide = 0.1 if data is TAUGHT_PAIRS else None
     for chunk in (0, 3):
-        changes = {"pair_chunk": chunk, "optim": "sgd", "learning_rate": 0.1, "max_steps": 2}
+        changes = {
+            "pair_chunk": chunk,
+            "guide_margin": guide,
+            "per_device_train_batch_size": 4,
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            "max_steps": 2,
+        }
         trainer = MagnetTrainer(
             make_model(), config(tmp_path, **changes), train_dataset=data, peft_config=LORA
         )
@@ -339,6 +428,11 @@ def changed(data: Dataset, column: str, row: int, value) -> Dataset:
         ),
         (changed(TAUGHT, "vector", 1, [float("nan")] * 7), "in row 1 of train_dataset holds NaN"),
         (changed(TAUGHT, "vector", 1, [0.0] * 7), "in row 1 of train_dataset is all zeros"),
+        (changed(CLASSED, "label", 1, None), "row 1 of train_dataset has no label"),
+        (
+            CLASSED.cast_column("label", Value("binary")),
+            r"label \(binary\), which fit no objective",
+        ),
         (changed(TAUGHT, "vector", 1, None), "in row 1 of train_dataset is None: give a list"),
         (Dataset.from_dict({"anchor": ["a"]}), r"anchor \(string\), which fit no .*CoSENT"),
         (TRIPLETS.rename_column("anchor", "doc_id"), "doc_id .*fit no objective"),
@@ -367,6 +461,22 @@ def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, mess
         ({"objective_schedule": [{"steps": 1, "mntp": 1}]}, ValueError, "mntp has a weight, and"),
         ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, ValueError, "cosent .*only pairs"),
         ({"objective_schedule": [{"steps": 1, "distil": 1}]}, ValueError, "distil .*only pairs"),
+        (
+            {"guide_margin": 0.1},
+            ValueError,
+            "guide_margin is 0.1, and train_dataset has no pairs with",
+        ),
+        ({"guide_margin_strategy": "x"}, ValueError, "is 'x': give absolute or relative"),
+        (
+            {"train_dataset": CLASSED, "per_device_train_batch_size": 5},
+            ValueError,
+            "5 texts with a class, which come in twos",
+        ),
+        (
+            {"train_dataset": CLASSED.select([0, 1])},
+            ValueError,
+            "no two of 2 texts have the same class",
+        ),
         ({"pair_length": 999}, ValueError, "pair_length is 999"),
         ({"data_collator": print}, ValueError, "data_collator is chosen by the columns"),
     ],
