@@ -83,30 +83,25 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             ['Paris']
         """
         if suffix is None:
-            texts = _around_marks(prefix)
-            return self._infill_texts(
-                texts, isinstance(prefix, str), span_length, max_new_tokens, streamer,
-                return_scores, generate_arguments,
-            )  # fmt: skip
-        single = isinstance(prefix, str) and isinstance(suffix, str)
-        prefixes = [prefix] if isinstance(prefix, str) else _listed(prefix, "prefix")
-        suffixes = [suffix] if isinstance(suffix, str) else _listed(suffix, "suffix")
-        if len(prefixes) != len(suffixes):
-            raise ValueError(
-                f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many"
-            )
-        lengths = _each(span_length, len(prefixes), "pairs of prefix and suffix")
+            texts, single = _around_marks(prefix), isinstance(prefix, str)
+            lengths = _lengths(span_length, texts, single)
+        else:
+            prefixes, suffixes = _listed_texts(prefix, "prefix"), _listed_texts(suffix, "suffix")
+            if len(prefixes) != len(suffixes):
+                raise ValueError(
+                    f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many"
+                )
+            texts = [list(pair) for pair in zip(prefixes, suffixes, strict=True)]
+            single = isinstance(prefix, str) and isinstance(suffix, str)
+            each = _each(span_length, len(texts), "pairs of prefix and suffix")
+            lengths = [[length] for length in each]
         results = self._infill(
-            [[p, s] for p, s in zip(prefixes, suffixes, strict=True)],
-            [[length] for length in lengths],
-            max_new_tokens,
-            streamer,
-            return_scores,
-            generate_arguments,
+            texts, lengths, max_new_tokens, streamer, return_scores, generate_arguments
         )
         if not isinstance(results, list):
             return results
-        results = [blanks[0] for blanks in results]
+        if suffix is not None:
+            results = [blanks[0] for blanks in results]
         return results[0] if single else results
 
     def infill_blanks(
@@ -140,24 +135,12 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             >>> len(model.infill_blanks(["The", " sat on the", "."], span_length=1))
             2
         """
-        return self._infill_texts(
-            *_as_texts(parts), span_length, max_new_tokens, None, return_scores, generate_arguments
+        texts, single = _as_texts(parts)
+        lengths = _lengths(span_length, texts, single)
+        results = self._infill(
+            texts, lengths, max_new_tokens, None, return_scores, generate_arguments
         )
-
-    def _infill_texts(
-        self, texts, single, span_length, max_new_tokens, streamer, return_scores, arguments
-    ):
-        """The spans of each text, given as parts; of the only one where there is a single text."""
-        if single:
-            lengths = [_each(span_length, len(texts[0]) - 1, "blanks")]
-        elif isinstance(span_length, LISTS):
-            raise ValueError("span_length is a sequence: for several texts give one number or None")
-        else:
-            lengths = [_each(span_length, len(text) - 1, "blanks") for text in texts]
-        results = self._infill(texts, lengths, max_new_tokens, streamer, return_scores, arguments)
-        if not isinstance(results, list):
-            return results
-        return results[0] if single else results
+        return results[0] if single and isinstance(results, list) else results
 
     def score(
         self, prefix: str | Sequence[str], middle: str | Sequence[str], suffix: str | Sequence[str]
@@ -184,8 +167,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         columns = {"prefix": prefix, "middle": middle, "suffix": suffix}
         single = all(isinstance(column, str) for column in columns.values())
         prefixes, middles, suffixes = (
-            [column] if isinstance(column, str) else _listed(column, name)
-            for name, column in columns.items()
+            _listed_texts(column, name) for name, column in columns.items()
         )
         if not len(prefixes) == len(middles) == len(suffixes):
             raise ValueError(
@@ -248,9 +230,13 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         for t, (parts, wanted) in enumerate(zip(texts, lengths, strict=True)):
             token_ids, spaces = self._tokenized(t, parts)
             usual = usual_length(parts, sum(map(len, token_ids)), most)
-            gaps = [
-                (usual if after else most) if length is None else length
+            guessed = [
+                length is None and bool(after)
                 for length, after in zip(wanted, token_ids[1:], strict=True)
+            ]
+            gaps = [
+                usual if guess else length or most
+                for length, guess in zip(wanted, guessed, strict=True)
             ]
             layout = Layout(token_ids, gaps)
             self._check_length(t, layout)
@@ -261,9 +247,9 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
                     layout,
                     follows_space=spaces[b] > 0,
                     begins_text=b == 0 and not parts[b].strip(" "),
-                    is_guess=length is None and bool(after),
+                    is_guess=guess,
                 )
-                for b, (length, after) in enumerate(zip(wanted, token_ids[1:], strict=True))
+                for b, guess in enumerate(guessed)
             ]
         self.magnet_settings.warn_beyond(max(blank.layout.length for blank in blanks))
         return blanks
@@ -305,6 +291,14 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
                     if kept < len(token_ids):
                         blank.spans[i] = Span(token_ids[:kept], "seam")
 
+    def _span_text(self, blank: Blank, span: Span) -> str:
+        text = self._span_tokenizer(blank.begins_text).decode(span.token_ids)
+        return text.lstrip(" ") if blank.follows_space else text
+
+    def _span_tokenizer(self, begins_text: bool) -> TextTokenizer:
+        """Of what stands in a gap: nothing but a text's beginning gets a space from the tokenizer."""
+        return self.text_tokenizer if begins_text else self.text_tokenizer.continued
+
     def _with_scores(self, blanks: list[Blank], texts: list[list[str]]) -> list[list[Infilling]]:
         """Each span's text with its score and its end."""
         scores = iter(
@@ -318,23 +312,19 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             for blank, found in zip(blanks, texts, strict=True)
         ]
 
-    def _span_text(self, blank: Blank, span: Span) -> str:
-        text = self._span_tokenizer(blank.begins_text).decode(span.token_ids)
-        return text.lstrip(" ") if blank.follows_space else text
-
-    def _span_tokenizer(self, begins_text: bool) -> TextTokenizer:
-        """Of what stands in a gap: nothing but a text's beginning gets a space from the tokenizer."""
-        return self.text_tokenizer if begins_text else self.text_tokenizer.continued
-
 
 LISTS = (Sequence, np.ndarray)
 """What a list of lengths may be."""
 
 
+def _listed_texts(texts, name: str) -> list:
+    return [texts] if isinstance(texts, str) else _listed(texts, name)
+
+
 def _around_marks(texts) -> list[list[str]]:
     """Texts with blanks, each as the parts around them."""
-    texts = [texts] if isinstance(texts, str) else _listed(texts, "prefix")
-    parts = [check_text(text, f"text {t}").split(BLANK) for t, text in enumerate(texts)]
+    listed = _listed_texts(texts, "prefix")
+    parts = [check_text(text, f"text {t}").split(BLANK) for t, text in enumerate(listed)]
     for t, text in enumerate(parts):
         if len(text) == 1:
             raise ValueError(
@@ -357,6 +347,13 @@ def _as_texts(parts) -> tuple[list[Sequence[str]], bool]:
         if isinstance(text, str) or not isinstance(text, Sequence) or len(text) < 2:
             raise ValueError(f"parts holds {text!r}: n blanks need n + 1 strings around them")
     return texts, single
+
+
+def _lengths(span_length, texts, single: bool) -> list[list[int | None]]:
+    """The lengths of each text's gaps; None: to be guessed."""
+    if isinstance(span_length, LISTS) and not single:
+        raise ValueError("span_length is a sequence: for several texts give one number or None")
+    return [_each(span_length, len(text) - 1, "blanks") for text in texts]
 
 
 def _each(span_length, count: int, what: str) -> list[int | None]:

@@ -66,10 +66,29 @@ class Layout:
         """How many positions the text has, gaps included."""
         return self.context + sum(self.gaps)
 
+    def before(self, blank: int) -> int:
+        """How many tokens of the context precede a blank."""
+        return sum(map(len, self.parts[: blank + 1]))
+
     def cache_order(self, blank: int) -> list[int]:
         """Which token of the text's order stands in each column while this blank is written."""
-        before = sum(map(len, self.parts[: blank + 1]))
+        before = self.before(blank)
         return [*range(before, self.context), *range(before)]
+
+    def filled(self, blank: int, span: list[int]) -> tuple[list[int], list[int], list[int]]:
+        """Token ids, positions and span map of the text with one blank filled, in the text's order.
+
+        Example:
+            >>> Layout(parts=[[11, 12], [13]], gaps=[3]).filled(0, [7, 8])
+            ([11, 12, 7, 8, 13], [0, 1, 2, 3, 5], [0, 0, 1, 1, 0])
+        """
+        token_ids, positions, first = self.token_ids, self.positions, self.before(blank)
+        begin = positions[first - 1] + 1
+        span_ids = [CONTEXT] * len(token_ids)
+        token_ids[first:first] = span
+        positions[first:first] = range(begin, begin + len(span))
+        span_ids[first:first] = [1] * len(span)
+        return token_ids, positions, span_ids
 
 
 def context_inputs(

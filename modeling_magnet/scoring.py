@@ -57,28 +57,22 @@ class ScoringMixin(EncodingMixin):
         Args:
             spans: per span, the text with its gaps, the number of the gap, and the tokens in it.
         """
-        rows = [_in_place(*span) for span in spans]
+        rows = [layout.filled(blank, written) for layout, blank, written in spans]
         found: list[SpanScore | None] = [None] * len(spans)
         lengths = [len(token_ids) for token_ids, _, _ in rows]
         for batch in _batches(lengths, SCORED_TOGETHER, CPU_BATCH_TOKENS):
-            inputs = [
-                pad_sequence(
-                    [torch.tensor(rows[i][n], device=input_device(self)) for i in batch], True
-                )
-                for n in range(3)
-            ]  # token ids, positions, span map: (texts, length) each
-            mask = pad_sequence(
-                [
-                    torch.ones(lengths[i], dtype=torch.long, device=input_device(self))
-                    for i in batch
-                ],
-                True,
-            )
-            input_ids, position_ids, span_ids = inputs
+            columns = [
+                *zip(*(rows[i] for i in batch), strict=True),
+                [[1] * lengths[i] for i in batch],
+            ]
+            input_ids, position_ids, span_ids, mask = (
+                pad_sequence([torch.tensor(row) for row in column], True).to(input_device(self))
+                for column in columns
+            )  # (texts, length) each
             hidden = self._span_states(input_ids, span_ids, mask, position_ids=position_ids)
             for row, i in enumerate(batch):
-                layout, number, written = spans[i]
-                first = sum(map(len, layout.parts[: number + 1]))
+                layout, blank, written = spans[i]
+                first = layout.before(blank)
                 states = hidden[row, first - 1 : first - 1 + len(written)]  # (span, hidden)
                 logits = self._logits(states).float().log_softmax(-1)
                 targets = torch.tensor(written, dtype=torch.long, device=logits.device)
@@ -86,14 +80,3 @@ class ScoringMixin(EncodingMixin):
                 total = math.fsum(each)
                 found[i] = SpanScore(total, total / len(each) if each else math.nan, each, written)
         return [score for score in found if score is not None]
-
-
-def _in_place(layout: Layout, number: int, span: list[int]) -> tuple[list[int], ...]:
-    """Token ids, positions and span map of a text with one gap filled, in the text's order."""
-    first = sum(map(len, layout.parts[: number + 1]))
-    token_ids, positions = layout.token_ids, layout.positions
-    begin = positions[first - 1] + 1
-    token_ids[first:first] = span
-    positions[first:first] = range(begin, begin + len(span))
-    span_ids = [0] * first + [1] * len(span) + [0] * (len(token_ids) - first - len(span))
-    return token_ids, positions, span_ids
