@@ -155,7 +155,14 @@ def main() -> None:
         began = stage("adapted and saved", seconds, began)
     if not files["after"].exists():
         print(f"3. Load {folder} in a new process by AutoModel, and measure it", flush=True)
-        command = [sys.executable, "-m", "examples.folder", folder, "--results", files["after"]]
+        command: list = [
+            sys.executable,
+            "-m",
+            "examples.folder",
+            folder,
+            "--results",
+            files["after"],
+        ]
         command += ["--sts", chosen.sts] if chosen.sts else []
         subprocess.run(command, check=True, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"})
         began = stage("reloaded and measured", seconds, began)

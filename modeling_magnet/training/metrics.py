@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from transformers import EvalPrediction
 
 from .collator import IGNORE
@@ -107,7 +108,7 @@ def _agreement(vectors: torch.Tensor, teacher: Any) -> float:
     return spearman(*cosines)
 
 
-def spearman(one: np.ndarray, two: np.ndarray) -> float:
+def spearman(one: ArrayLike, two: ArrayLike) -> float:
     """Rank correlation of two rows of numbers, equal ones sharing their mean rank."""
     ranks = []
     for values in (one, two):

@@ -28,7 +28,6 @@ RECIPES |= {
                 "smollm2-135m-cpu",
                 "released-text",
                 "released-pairs",
-                "released-all",
                 "second-release",
                 "first-release",
                 "llm2vec-mntp",
@@ -38,11 +37,12 @@ RECIPES |= {
         ),
     )
 }
+RECIPES["released-all"] = [*RECIPES["released-pairs"], CONFIGS / "released-all.yaml"]
 RECIPES |= {
     name: [SMOLLM2, CONFIGS / "released-text.yaml", CONFIGS / f"{name}.yaml"]
     for name in ("text-gpu", "every-length")
 }
-RECIPES["distilled"] = [SMOLLM2, *(CONFIGS / f"{n}.yaml" for n in ("released-all", "distilled"))]
+RECIPES["distilled"] = [*RECIPES["released-all"], CONFIGS / "distilled.yaml"]
 """Each config, after those that its head says it goes over."""
 
 
