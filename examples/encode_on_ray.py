@@ -111,12 +111,12 @@ class EncodeFiles:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Encode the files of a batch; each output appears when it is complete."""
-        counts = []
+        done = batch | {"rows": [], "skipped": []}
         for file, output in zip(batch["file"], batch["output"], strict=True):
             rows, skipped = encode_to_file(self.encoder, [file], Path(output), "parquet")
-            counts.append((rows, skipped.count))
-        rows, skipped = zip(*counts, strict=True)
-        return {"output": batch["output"], "rows": list(rows), "skipped": list(skipped)}
+            done["rows"].append(rows)
+            done["skipped"].append(skipped.count)
+        return done
 
 
 def shards_of(corpus: list[str], output: Path) -> dict[str, str]:
