@@ -18,6 +18,10 @@ from examples import preference
 ROOT = Path(__file__).parents[2]
 
 
+def first_number(model, count: int) -> dict[str, float]:
+    return {"first number": 1e4 * float(model.encode("A cat.")[0])}
+
+
 def save_adapter(folder: Path) -> None:
     """A base, and an adapter on it with settings of its own."""
     make_model(max_position_embeddings=512).save_pretrained(folder / "base")
@@ -47,7 +51,10 @@ def test_the_page_runs_and_all_three_jobs_with_it(tmp_path, monkeypatch):
     np.testing.assert_allclose(load_magnet("outputs/preferred").encode(SENTENCES), now, atol=1e-6)
 
 
-def test_preference(tmp_path, capsys):
+def test_preference(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        preference, "measure", first_number
+    )  # the real one is tested in test_scripts
     save_adapter(tmp_path)
     pairs = [{"prompt": f"Q {i}?", "chosen": f" A {i}.", "rejected": " No."} for i in range(4)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
@@ -58,8 +65,8 @@ def test_preference(tmp_path, capsys):
     ])  # fmt: skip
     printed = capsys.readouterr().out
     figures = dict(re.findall(r"^(.+?) {2,}([\d.-]+(?: +[\d.-]+){2})$", printed, re.MULTILINE))
-    assert len(figures) == 4 and "chosen answer preferred, %" in figures
-    assert len({*figures["infilling perplexity, both sides seen"].split()}) == 3
+    assert list(figures) == ["chosen answer preferred, %", "first number"]
+    assert len({*figures["first number"].split()}) == 3  # each stage trained
     assert load_magnet(tmp_path / "out" / "model").magnet_settings.pooling == "mean"
 
 
