@@ -1,0 +1,208 @@
+"""Hard negatives for pairs: texts that a model finds near to a query, and that are not its answer.
+
+    python -m modeling_magnet.training.mine_negatives --model outputs/magnet/model --input pairs.jsonl \\
+        --columns question answer --num_negatives 3 --relative_margin 0.05 --output mined.jsonl
+
+The model is Magnet's or one of sentence-transformers, whose `mine_hard_negatives` does the mining, with FAISS. Run
+again after a kill, it resumes after the last finished shard; the result is the same file.
+"""
+
+import random
+import shutil
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from tqdm import tqdm
+
+from modeling_magnet.aside import written_aside
+from modeling_magnet.locking import alone_in
+
+from .vectors import claim, write_vectors
+
+THRESHOLDS = ("max_score", "min_score", "absolute_margin", "relative_margin")
+WRITERS = {
+    ".jsonl": lambda table, path: datasets.Dataset(table).to_json(path, force_ascii=False),
+    ".parquet": pyarrow.parquet.write_table,
+}
+
+
+def parse(command_line: list[str]) -> Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(formatter_class=ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="Magnet or sentence-transformers: folder or Hub id")
+    add("--input", nargs="+", required=True, help=".jsonl, .parquet, or an id of `datasets`")
+    add("--input_config", help="configuration of a `datasets` id")
+    add("--input_split", default="train", help="split of a `datasets` id")
+    add("--columns", nargs=2, default=["anchor", "positive"], help="a query and its answer")
+    add("--limit", type=int, help="only the first so many rows")
+    add("--output", required=True, help=".jsonl or .parquet: anchor, positive, negative_1, ...")
+    add("--num_negatives", type=int, default=1, help="for each pair; pairs with fewer are left out")
+    add("--range_min", type=int, default=0, help="nearest texts to skip")
+    add("--range_max", type=int, help="nearest texts to consider; default: enough")
+    add("--sampling", choices=("top", "random"), default="top", help="the nearest, or any of these")
+    add("--max_score", type=float, help="no negative is nearer than this cosine")
+    add("--min_score", type=float, help="nor farther than this one")
+    add("--absolute_margin", type=float, help="a negative is so much farther than the positive")
+    add("--relative_margin", type=float, help="the same as a share of the positive's cosine")
+    add("--cross_encoder", help="folder or Hub id; its scores count for the margins and limits")
+    add("--prompt", help="text before each text; default: the model's own")
+    add("--batch_size", type=int, default=32, help="texts that a model reads at once")
+    add("--shard_size", type=int, default=4096, help="queries of a shard: what a kill can lose")
+    add("--seed", type=int, default=42, help="of the sampling")
+    add("--trust_remote_code", action="store_true", help="run code that the model brings")
+    arguments = parser.parse_args(command_line)
+    if Path(arguments.output).suffix not in WRITERS:
+        parser.error(f"output is {arguments.output}: give a name that ends in .jsonl or .parquet")
+    if min(arguments.shard_size, arguments.num_negatives) < 1:
+        parser.error("shard_size and num_negatives must be 1 or more")
+    if arguments.cross_encoder and all(getattr(arguments, name) is None for name in THRESHOLDS):
+        parser.error(f"a cross_encoder decides with one of {', '.join(THRESHOLDS)}: give one")
+    return arguments
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """The command."""
+    arguments = parse(sys.argv[1:] if command_line is None else command_line)
+    pairs, mined = mine(arguments)
+    print(f"wrote {arguments.output}: {mined:,} of {pairs:,} pairs have their negatives")
+
+
+def mine(arguments: Namespace) -> tuple[int, int]:
+    """Write the file, resuming where an earlier run was stopped.
+
+    All vectors come first, in shards; then queries are searched for, shard by shard, among all positives.
+    Shards lie in a folder beside the output until that is written.
+
+    Args:
+        arguments: of `parse`.
+
+    Returns:
+        How many pairs there were, and how many rows the file has.
+
+    Raises:
+        FileExistsError: the output exists.
+        ImportError: faiss or sentence-transformers is not installed.
+        ValueError: no pair has enough negatives, or the shards were begun with other settings.
+        BlockingIOError: another process mines into this output.
+        FileNotFoundError, OSError: as in `write_vectors`.
+    """
+    output = Path(arguments.output)
+    folder = output.with_name(output.name + ".shards")
+    if output.exists() and not folder.exists():
+        raise FileExistsError(f"{output} exists: delete it, or give another output")
+    encoder = _cross_encoder(arguments)  # says what is not installed before hours of vectors
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        free = ("input", "output", "batch_size")
+        claim(folder, {name: value for name, value in vars(arguments).items() if name not in free})
+        asked = Namespace(**vars(arguments) | {"output": str(folder / "vectors"), "keep": []})
+        files = write_vectors(asked)
+        known = _Known(files, arguments.columns)
+        shards = list(_shards(known.pairs, arguments.shard_size))
+        paths = [folder / f"{number:05d}.parquet" for number in range(len(shards))]
+        for number, (pairs, path) in enumerate(zip(tqdm(shards, "Mining"), paths, strict=True)):
+            if not path.exists():
+                random.seed(arguments.seed * 1_000_003 + number)
+                table = _mine_shard(pairs, known, encoder, arguments)
+                with written_aside(path) as aside:
+                    pyarrow.parquet.write_table(table, aside)
+        found = pa.concat_tables([pyarrow.parquet.read_table(path) for path in paths])
+        if not len(found):
+            raise ValueError(
+                f"not one of {len(known.pairs)} pairs has {arguments.num_negatives} negatives: lower "
+                "num_negatives or the margins, or raise range_max"
+            )
+        with written_aside(output) as aside:
+            WRITERS[output.suffix](found, aside)
+    shutil.rmtree(folder)
+    return len(known.pairs), len(found)
+
+
+class _Known:
+    """Stands for a SentenceTransformer: its vectors are read from files."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, files: list[Path], columns: list[str]):
+        table = pa.concat_tables([pyarrow.parquet.read_table(path) for path in files])
+        anchors, positives = (table[name].to_pylist() for name in columns)
+        self.pairs = list(zip(anchors, positives, strict=True))
+        self.corpus = list(dict.fromkeys(positives))
+        both = [table[f"{name}_vector"].combine_chunks() for name in columns]
+        size = both[0].type.list_size
+        self.vectors = np.concatenate([v.flatten().to_numpy().reshape(-1, size) for v in both])
+        self.rows = {text: row for row, text in enumerate((*anchors, *positives))}
+
+    def encode_document(self, texts: list[str], **_) -> np.ndarray:
+        return self.vectors[[self.rows[text] for text in texts]]  # (texts, size)
+
+    encode_query = encode_document
+
+    def get_embedding_dimension(self) -> int:
+        return self.vectors.shape[1]
+
+    def similarity_pairwise(self, one: np.ndarray, two: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy((one * two).sum(axis=1))
+
+
+def _mine_shard(pairs: list[tuple[str, str]], known: Any, encoder: Any, arguments: Namespace):
+    """A table of anchor, positive and negatives, of the pairs that have enough."""
+    from sentence_transformers.util import mine_hard_negatives
+
+    mined = mine_hard_negatives(
+        datasets.Dataset.from_list([{"anchor": a, "positive": p} for a, p in pairs]),
+        known,
+        corpus=known.corpus,
+        cross_encoder=encoder,
+        range_min=arguments.range_min,
+        range_max=arguments.range_max,
+        num_negatives=arguments.num_negatives,
+        sampling_strategy=arguments.sampling,
+        output_format="n-tuple",
+        batch_size=arguments.batch_size,
+        use_faiss=True,
+        verbose=False,
+        **{name: getattr(arguments, name) for name in THRESHOLDS},
+    )
+    names = ["anchor", "positive", *(f"negative_{n + 1}" for n in range(arguments.num_negatives))]
+    rows = zip(*(mined[name] for name in names), strict=True)
+    kept = [row for row in rows if row[0] not in row[2:]]  # a query that is another's answer too
+    columns = zip(names, zip(*kept, strict=True), strict=True) if kept else ((n, ()) for n in names)
+    return pa.table({name: pa.array(column, pa.string()) for name, column in columns})
+
+
+def _shards(pairs: list[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    """Pairs of so many queries each; those of a query stay together, since all its answers are no negatives."""
+    of: dict[str, list[tuple[str, str]]] = {}
+    for pair in pairs:
+        of.setdefault(pair[0], []).append(pair)
+    queries = iter(of.values())
+    while shard := [*islice(queries, size)]:
+        yield [pair for pairs_of_one in shard for pair in pairs_of_one]
+
+
+def _cross_encoder(arguments: Namespace) -> Any:
+    try:
+        import faiss  # noqa: F401
+        from sentence_transformers import CrossEncoder
+    except ImportError as error:
+        raise ImportError(
+            f"mining needs {error.name}: pip install 'modeling-magnet[mine]'"
+        ) from error
+    if arguments.cross_encoder is None:
+        return None
+    return CrossEncoder(arguments.cross_encoder, trust_remote_code=arguments.trust_remote_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Hard negatives by sentence-transformers' miner on a Magnet model's vectors, in shards that a kill leaves whole."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+from tiny import SENTENCES, make_model
+
+from modeling_magnet import load_magnet
+from modeling_magnet.training import MagnetConfig, MagnetTrainer
+from modeling_magnet.training.mine_negatives import main, mine, parse
+
+pytest.importorskip("faiss", reason='pip install -e ".[mine]"')
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Twelve pairs, of which two have the same query; a tiny model; and a command that reads them."""
+    make_model().save_pretrained(tmp_path / "tiny")
+    words = " ".join(SENTENCES).split()
+    rows = [
+        {"question": f"{words[i % 11]} {words[i % 11 + 1]}", "answer": " ".join(words[i : i + 4])}
+        for i in range(12)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def command(name, *more):
+        return [
+            "--model", str(tmp_path / "tiny"), "--input", str(tmp_path / "pairs.jsonl"),
+            "--columns", "question", "answer", "--num_negatives", "2", "--shard_size", "4",
+            "--output", str(tmp_path / name), *more,
+        ]  # fmt: skip
+
+    return command
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"range_min": 1, "range_max": 7}, {"absolute_margin": 0.01}, {"relative_margin": 0.02}],
+    ids=str,
+)
+def test_negatives_are_those_of_sentence_transformers(options, asked, tmp_path, capsys):
+    """In shards, and from the Magnet model's own vectors, as on its folder and all at once."""
+    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    main(asked("mined.jsonl", *flags))
+    found = read(tmp_path / "mined.jsonl")
+    assert "of 12 pairs have their negatives" in capsys.readouterr().out
+    model = SentenceTransformer(str(tmp_path / "tiny"), trust_remote_code=True, device="cpu")
+    prompt = load_magnet(tmp_path / "tiny").magnet_settings.prompt_text(None, None)
+    pairs = Dataset.from_list(read(tmp_path / "pairs.jsonl"))
+    expected = mine_hard_negatives(
+        pairs, model, num_negatives=2, output_format="n-tuple", verbose=False, query_prompt=prompt,
+        corpus_prompt=prompt, **options,
+    )  # fmt: skip
+    assert found and [tuple(row.values()) for row in found] == [
+        tuple(row.values()) for row in expected if row["question"] not in list(row.values())[2:]
+    ]
+    assert not (tmp_path / "mined.jsonl.shards").exists()
+
+
+def test_what_is_mined_trains(asked, tmp_path):
+    main(asked("mined.parquet", "--sampling", "random"))
+    table = load_dataset(
+        "parquet", data_files=str(tmp_path / "mined.parquet"), split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert table.column_names == ["anchor", "positive", "negative_1", "negative_2"]
+    args = MagnetConfig(
+        output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=4,
+        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = MagnetTrainer(str(tmp_path / "tiny"), args, train_dataset=table)
+    assert trainer.train().training_loss > 0
+
+
+def test_a_killed_miner_resumes_to_the_same_file(asked, tmp_path):
+    mine(parse(asked("whole.jsonl", "--sampling", "random")))
+    again = asked("killed.jsonl", "--sampling", "random")
+    slow = (
+        "import sys, time, modeling_magnet.training.mine_negatives as miner\n"
+        "shard = miner._mine_shard\n"
+        "miner._mine_shard = lambda *given: (time.sleep(1), shard(*given))[1]\n"
+        "miner.main(sys.argv[1:])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow, *again], cwd=ROOT)
+    first = tmp_path / "killed.jsonl.shards" / "00000.parquet"
+    while not first.exists():
+        assert process.poll() is None, "the miner ended before it could be killed"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed.jsonl").exists()
+    was = first.stat().st_mtime_ns
+    with pytest.raises(
+        ValueError, match=r"started with other settings \(num_negatives was 2, is 1\)"
+    ):
+        mine(parse([*again, "--num_negatives", "1"]))
+    assert first.stat().st_mtime_ns == was
+    mine(parse(again))
+    assert read(tmp_path / "killed.jsonl") == read(tmp_path / "whole.jsonl")
+    with pytest.raises(FileExistsError, match="delete it, or give another output"):
+        mine(parse(again))
+
+
+def test_what_cannot_be_mined(asked, tmp_path, capsys):
+    with pytest.raises(
+        ValueError, match="not one of 12 pairs has 2 negatives: lower num_negatives"
+    ):
+        mine(parse(asked("none.jsonl", "--absolute_margin", "3")))
+    for more, message in (
+        (["--output", "x.csv"], "ends in .jsonl or .parquet"),
+        (["--num_negatives", "0"], "must be 1 or more"),
+        (["--cross_encoder", "x"], "decides with one of max_score"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(asked("x.jsonl", *more))
+        assert message in capsys.readouterr().err
