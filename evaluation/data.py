@@ -59,7 +59,7 @@ class Data:
         self.folder = None if folder is None else Path(folder)
         self.cache = Path(cache)
         if self.folder is not None and not self.folder.is_dir():
-            raise FileNotFoundError(f"--data is {folder}, which is no folder")
+            raise FileNotFoundError(f"--data is {folder}, which is not a folder")
 
     def sources(self, kind: str) -> list[str]:
         """The files of a kind, or its names on the Hub.

@@ -257,7 +257,7 @@ def _measure(plan: Plan, subject: Subject, spec: str, name: str, task: Task) -> 
 
 def _failure(spec: str, name: str, error: Exception) -> dict[str, str]:
     trace = "".join(traceback.format_exception(error))
-    print(f"{trace}\n{spec}: {name} FAILED, see above; the other tasks go on", file=sys.stderr)
+    print(f"{trace}\n{spec}: {name} FAILED, see above; the other tasks continue", file=sys.stderr)
     return {"model": spec, "task": name, "error": f"{type(error).__name__}: {error}"}
 
 

@@ -87,7 +87,7 @@ def check_code(spec: Spec, trust_remote_code: bool) -> None:
         found.append(code)
     if found:
         raise ValueError(
-            f"{spec} brings code of its own ({', '.join(found)}), which loading it would run: if you "
+            f"{spec} comes with code ({', '.join(found)}), which would run when it is loaded: if you "
             "trust it, give --trust-remote-code"
         )
 
@@ -108,10 +108,10 @@ def check_tokenizer(spec: Spec, trust_remote_code: bool = False) -> None:
         trusted = trust_remote_code and spec.kind in RUN_CODE
         size = len(AutoTokenizer.from_pretrained(place, trust_remote_code=trusted))
     except Exception as error:
-        raise ValueError(f"found no tokenizer in {place}: {error}") from error
+        raise ValueError(f"no tokenizer in {place} could be loaded: {error}") from error
     if size * 10 < vocabulary:  # what transformers makes up for a folder that has none
         raise ValueError(
-            f"found no tokenizer in {place} that fits: it has {size} tokens, the model {vocabulary}"
+            f"the tokenizer in {place} does not fit: it has {size} tokens, but the model {vocabulary}"
         )
 
 

@@ -165,7 +165,7 @@ class SentenceTransformersSubject:
         self, sentences: Sequence[Sequence[str]], states: States = "both"
     ) -> list[np.ndarray]:
         """Raise: there are none."""
-        raise ValueError(f"{self.name} has sentence vectors alone: use another kind")
+        raise ValueError(f"{self.name} has only sentence vectors: use another kind")
 
     def _length(self, text: str, prompt: str) -> int:
         uncut = {"text": {"truncation": False}}

@@ -27,7 +27,7 @@ def parts_of(story: Sequence[str], gap: int) -> Parts:
 def checked(stories: Sequence[Sequence[str]], gaps: Sequence[int]) -> list[Gap]:
     """Each story with its gap; a ValueError where they do not fit."""
     if len(stories) != len(gaps):
-        raise ValueError(f"got {len(stories)} stories and {len(gaps)} gaps: give one gap a story")
+        raise ValueError(f"got {len(stories)} stories and {len(gaps)} gaps: give one gap per story")
     for i, (story, gap) in enumerate(zip(stories, gaps, strict=True)):
         if len(story) != 5 or not all(story) or gap not in range(1, 6):
             raise ValueError(

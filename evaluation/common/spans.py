@@ -29,7 +29,7 @@ class Example(NamedTuple):
         if len(token_ids) != len(span_ids):
             raise ValueError(
                 f"got {len(token_ids)} tokens and {len(span_ids)} entries of a span map: give one "
-                "entry a token"
+                "entry per token"
             )
         firsts = [span_ids.index(k) for k in sorted(set(span_ids) - {0})]
         return cls(token_ids, span_ids, [5 * first // len(span_ids) + 1 for first in firsts])

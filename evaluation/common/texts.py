@@ -22,13 +22,15 @@ def read_columns(path: str | Path, names: Sequence[str]) -> dict[str, list[str]]
             number of fields or an empty one.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path} is no file: give a .tsv file with the columns {', '.join(names)}")
+        raise ValueError(
+            f"{path} is not a file: give a .tsv file with the columns {', '.join(names)}"
+        )
     with Path(path).open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)) or [[]]
     if missing := [name for name in names if name not in header]:
         raise ValueError(f"{path} has the columns {header}, it lacks {missing}")
     if not rows:
-        raise ValueError(f"{path} has a header and nothing else: give lines of text after it")
+        raise ValueError(f"{path} has only a header: give lines of text after it")
     places = [header.index(name) for name in names]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
@@ -104,7 +106,7 @@ def read_conll(path: str | Path) -> list[Sentence]:
             sentences.append(Sentence(words, tagged))
             rows = []
     if not sentences:
-        raise ValueError(f"{path} holds no sentence: give a file of CoNLL-2003, such as eng.train")
+        raise ValueError(f"{path} has no sentence: give a file of CoNLL-2003, such as eng.train")
     return sentences
 
 

@@ -45,7 +45,7 @@ def train(name: str, configs: Sequence[str], folder: Path) -> None:
     ]
     print(f"{name}: {' '.join(command[1:])}", flush=True)
     if subprocess.run(command, check=False).returncode:
-        raise RuntimeError(f"{name} failed in training, see above; call this again to go on")
+        raise RuntimeError(f"{name} failed in training, see above; run this again to continue")
 
 
 def accuracy_curves(folders: dict[str, Path]) -> dict[str, list[tuple[float, Figure]]]:

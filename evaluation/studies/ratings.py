@@ -146,7 +146,7 @@ def write_sheet(rows: Sequence[dict[str, str]], key: Key, sheet: Path, key_path:
     """
     for path in (sheet, key_path):
         if path.exists():
-            raise FileExistsError(f"{path} is there already: move it, or give another name")
+            raise FileExistsError(f"{path} already exists: move it, or give another name")
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()

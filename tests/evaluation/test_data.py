@@ -17,7 +17,7 @@ def test_files_of_a_folder(data, tmp_path):
     assert found.sources("stories") == [str(data / "rocstories" / "dev.tsv")]
     with pytest.raises(FileNotFoundError, match="has no sts/\\*.tsv: add it, or choose other"):
         Data(tmp_path, tmp_path).sources("sts")
-    with pytest.raises(FileNotFoundError, match="nowhere, which is no folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere, which is not a folder"):
         Data(tmp_path / "nowhere", tmp_path)
 
 

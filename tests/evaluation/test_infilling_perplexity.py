@@ -210,7 +210,7 @@ def test_stories_need_a_start_token(model, tmp_path):
     [
         ("", r"has the columns \[\], it lacks \['sentence1'"),
         (HEADER.replace("sentence3", "three") + "\n", r"it lacks \['sentence3'\]"),
-        (HEADER + "\n", "a header and nothing else"),
+        (HEADER + "\n", "only a header"),
         (HEADER + "\na\tb\tc\td\te\na\tb\n", "line 3: got 2 fields, expected 5"),
         (HEADER + "\na\tb\tc\td\te\tf\n", "line 2: got 6 fields, expected 5"),
         (HEADER + "\na\tb\t \td\te\n", "line 2: sentence3 is empty, expected text"),

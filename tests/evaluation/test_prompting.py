@@ -162,7 +162,7 @@ def test_a_missing_first_sentence_needs_a_start_token(model):
     [
         ({"methods": ["blank", "telepathy"]}, r"got the methods \['telepathy'\]: there are"),
         ({"methods": ["five_shot"], "examples": EXAMPLES[:4]}, "five_shot got 4 examples: give 5"),
-        ({"gaps": [1]}, "got 3 stories and 1 gaps: give one gap a story"),
+        ({"gaps": [1]}, "got 3 stories and 1 gaps: give one gap per story"),
         ({"gaps": [1, 2, 6]}, r"story 2 is \['Eva .*its gap 6: give five sentences"),
         ({"stories": [IDA, TOM[:4], EVA]}, r"story 1 is \['Tom"),
         ({"stories": [IDA, TOM, [*EVA[:4], ""]]}, r"story 2 is \['Eva"),

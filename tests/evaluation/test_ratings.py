@@ -161,7 +161,7 @@ def test_filled_in_sheets_and_keys_are_not_overwritten(tmp_path):
     taken = tmp_path / "taken"
     taken.write_text("yes,no,A")
     for sheet, hidden in ((taken, tmp_path / "new"), (tmp_path / "new", taken)):
-        with pytest.raises(FileExistsError, match="taken is there already: move it"):
+        with pytest.raises(FileExistsError, match="taken already exists: move it"):
             write_sheet(rows, key, sheet, hidden)
     assert taken.read_text() == "yes,no,A"
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
@@ -313,7 +313,7 @@ def test_the_commands_go_round(tmp_path, capsys):
     assert f"| {sheet} alone | - | - | - | - |" in printed
     with pytest.raises(SystemExit, match="2"):
         main(["export", told, "--methods", *METHODS, "--count", "6", *places])
-    assert "s.csv is there already" in capsys.readouterr().err
+    assert "s.csv already exists" in capsys.readouterr().err
 
 
 def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):

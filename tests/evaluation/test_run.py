@@ -139,11 +139,11 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     shutil.rmtree(folder / "lm")
     (folder / "conll2003" / "eng.train").write_text("boat NN I-NP\n")
     for model, place, task, message in (
-        (bare, data, "causal", "found no tokenizer in"),
+        (bare, data, "causal", "tokenizer in"),
         (short, data, "causal", "reads at most 256 tokens, the task causal needs 512"),
         (f"fish:{magnet}", data, "sts", "has the kind 'fish'"),
         (tmp_path / "nothing", data, "sts", "nothing"),
-        (magnet, tmp_path / "nowhere", "sts", "which is no folder"),
+        (magnet, tmp_path / "nowhere", "sts", "which is not a folder"),
         (magnet, folder, "prompting", "it lacks ['sentence3', 'sentence4', 'sentence5']"),
         (magnet, folder, "causal", "has no paragraphs"),
         (magnet, folder, "choices", "has no lm/*.jsonl: add it, or choose other --tasks"),

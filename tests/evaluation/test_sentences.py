@@ -271,7 +271,7 @@ def test_names_that_mteb_or_the_hub_do_not_have(hub):
     [
         ("", r"has the columns \[\], it lacks \['sentence1', 'sentence2', 'score'\]"),
         ("score\tsentence1\n5\tA\n", r"it lacks \['sentence2'\]"),
-        ("score\tsentence1\tsentence2\n", "has a header and nothing else"),
+        ("score\tsentence1\tsentence2\n", "has only a header"),
         ("score\tsentence1\tsentence2\n5\tA\tB\n1\tA\n", "line 3: got 2 fields, expected 3"),
         ("score\tsentence1\tsentence2\n5\tA\tB\n\n1\tA\tB\n", "line 3: got 0 fields, expected 3"),
         ("score\tsentence1\tsentence2\n5\tA\tB\nhigh\tA\tB\n", "line 3: the score is 'high', expected"),
@@ -309,7 +309,7 @@ def test_sources_that_are_refused(tmp_path, monkeypatch):
     path = write_pairs(tmp_path / "rays.tsv", degrees(SCORES, ANGLES))
     with pytest.raises(ValueError, match="two sources have the name 'rays'"):
         check_sts([path, path])
-    with pytest.raises(ValueError, match="gone.tsv is no file: give a .tsv file with .* score"):
+    with pytest.raises(ValueError, match="gone.tsv is not a file: give a .tsv file with .* score"):
         check_sts([str(tmp_path / "gone.tsv")])
     check_sts([path])
     monkeypatch.setitem(sys.modules, "mteb", None)

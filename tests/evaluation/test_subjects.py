@@ -208,7 +208,7 @@ def test_an_encoder_by_hand(folders):
 
 def test_a_sentence_transformers_model(folders, tiny):
     spec = f"sentence-transformers:{folders / 'magnet'}"
-    with pytest.raises(ValueError, match="brings code of its own .*give --trust-remote-code"):
+    with pytest.raises(ValueError, match="comes with code .*give --trust-remote-code"):
         load_subject(spec)
     subject = load_subject(spec, trust_remote_code=True)
     assert subject.model is None
@@ -217,7 +217,7 @@ def test_a_sentence_transformers_model(folders, tiny):
         np.testing.assert_allclose(
             subject.encode(SENTENCES, prompt), tiny.encode(SENTENCES, prompt=prompt), atol=1e-6
         )
-    with pytest.raises(ValueError, match="sentence-transformers:.* sentence vectors alone"):
+    with pytest.raises(ValueError, match="sentence-transformers:.* has only sentence vectors"):
         subject.encode_words(WORDS)
 
 
@@ -415,7 +415,7 @@ def test_a_folder_s_own_code_runs_only_where_it_is_trusted(own_code, data, tmp_p
     words = ["--model", place, "--tasks", "sts", "--data", data, "--output", tmp_path / "results"]
     assert run.main([str(word) for word in words]) == 2
     error = capsys.readouterr().err
-    assert f"{place} brings code of its own (own.Reader), which loading it would run" in error
+    assert f"{place} comes with code (own.Reader), which would run when it is loaded" in error
     assert "--trust-remote-code" in error and not ran.exists()
     assert run.main([*map(str, words), "--trust-remote-code"]) == 0 and ran.exists()
 

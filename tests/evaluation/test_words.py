@@ -59,8 +59,8 @@ def test_reader(conll):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "words.txt holds no sentence: give a file of CoNLL-2003"),
-        ("-DOCSTART- -X- O O\n\n\n", "words.txt holds no sentence"),
+        ("", "words.txt has no sentence: give a file of CoNLL-2003"),
+        ("-DOCSTART- -X- O O\n\n\n", "words.txt has no sentence"),
         (TEXT + "lost NN I-NP\n", r"words.txt, line 17: got 3 columns \['lost', 'NN', 'I-NP'\]"),
         ("a DT I-NP O extra\n", "line 1: got 5 columns"),
         ("a DT NP O\n", "line 1: got 4 columns .* chunk and entity tag"),
@@ -135,9 +135,9 @@ def test_the_probe_says_what_is_wrong():
     vectors, tags = toy(0, 3)
     with pytest.raises(ValueError, match=r"vectors in 3 training sentences, .* tags in 2"):
         probe(vectors, tags[:2], vectors)
-    with pytest.raises(ValueError, match="give one of each a word"):
+    with pytest.raises(ValueError, match="give one of each per word"):
         probe(vectors, [tags[0] + ["x"], *tags[1:]], vectors)
-    with pytest.raises(ValueError, match="give one of each a word"):
+    with pytest.raises(ValueError, match="give one of each per word"):
         probe([], [], vectors)
     with pytest.raises(ValueError, match="NaN or infinity"):
         probe(vectors, tags, [vectors[0] * np.inf])
@@ -195,7 +195,7 @@ def test_intervals_are_those_of_resampled_seqeval():
 def test_scores_say_what_is_wrong():
     with pytest.raises(ValueError, match="got 1 predictions in 1 sentences, 2 gold tags in 1"):
         score([["O"]], [["O", "O"]], "ner")
-    with pytest.raises(ValueError, match="give one of each a word"):
+    with pytest.raises(ValueError, match="give one of each per word"):
         score([], [], "ner")
     with pytest.raises(ValueError, match="kind is 'names': give one of chunk, ner, pos"):
         score([["O"]], [["O"]], "names")
@@ -258,7 +258,7 @@ def test_command_fails_before_the_model_loads(conll, tmp_path, capsys):
     def run(test, *more):
         main([str(p) for p in ["--model", "no-such", "--train", good, "--test", test, *more]])
 
-    with pytest.raises(ValueError, match="empty.txt holds no sentence"):
+    with pytest.raises(ValueError, match="empty.txt has no sentence"):
         run(empty)
     for more, message in (
         (("--limit-train", 0), "--limit-train is 0: give 1 or more"),
