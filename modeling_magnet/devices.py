@@ -97,7 +97,7 @@ def as_asked(model, arguments: dict[str, Any]) -> Any:
     """
     if arguments.get("is_causal") is not False:
         return model
-    view = _view(model)
+    view = view_of(model)
     view.config = copy.copy(model.config)
     view.config.is_causal = False
     if model.base_model is not model:
@@ -116,12 +116,12 @@ def first_layers(decoder, num_layers: int) -> Any:
         decoder: the base model of a causal language model.
         num_layers: from 1 to as many as it has.
     """
-    view = _view(decoder)
+    view = view_of(decoder)
     view._modules = decoder._modules | {"layers": decoder.layers[:num_layers]}
     return view
 
 
-def _view(module) -> Any:
+def view_of(module) -> Any:
     """A copy that shares all it holds, and runs itself.
 
     A `forward` that was put on the module, by `torch.compile` or by accelerate, runs the module.

@@ -24,6 +24,9 @@ CPU_BATCH_TOKENS = 1024
 BAR_DELAY = 2.0
 """Seconds after which a call that nobody asked for a progress bar shows one in a terminal."""
 
+View = Callable[[Any], Any]
+"""From a decoder to what is called in its place."""
+
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
@@ -269,6 +272,12 @@ class EncodingMixin(CheckpointMixin):
         Raises:
             TypeError, ValueError: `attention_mask` does not say of each token whether it is one.
         """
+        return self._pool(input_ids, attention_mask, _stopping_after(num_layers))
+
+    def _pool(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, view: View | None = None
+    ) -> torch.Tensor:
+        """`pool`, of what another view of the decoder returns."""
         settings = self.magnet_settings
         check_attention_mask(attention_mask, *input_ids.shape)
         lengths = attention_mask.long().sum(dim=1)  # (batch,)
@@ -291,7 +300,7 @@ class EncodingMixin(CheckpointMixin):
         columns = torch.arange(padded.shape[1], device=padded.device)
         mask = columns <= last[:, None]  # (batch, length)
         hidden = self._span_states(
-            padded, torch.full_like(padded, CONTEXT), mask, num_layers=num_layers
+            padded, torch.full_like(padded, CONTEXT), mask, view=view
         )  # (batch, length, hidden)
         return pooled(hidden, mask.to(hidden.device), settings.pooling, starts=len(parts) == 3)
 
@@ -302,7 +311,7 @@ class EncodingMixin(CheckpointMixin):
         attention_mask: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        num_layers: int | None = None,
+        view: View | None = None,
     ) -> torch.Tensor:
         """Last hidden states (batch, length, hidden) under a span map, without the output head."""
         arguments = attention_arguments(
@@ -314,8 +323,8 @@ class EncodingMixin(CheckpointMixin):
             document_ids=document_ids,
         )
         decoder = as_asked(self.base_model, arguments)
-        if num_layers is not None:
-            decoder = first_layers(decoder, num_layers)
+        if view is not None:
+            decoder = view(decoder)
         return decoder(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
         ).last_hidden_state
@@ -351,7 +360,7 @@ class EncodingMixin(CheckpointMixin):
             inputs = _pad([[start, *token_ids[i]] for i in batch], input_device(model))
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
             context = torch.full_like(ids, CONTEXT)
-            hidden = model._span_states(ids, context, mask, num_layers=num_layers)
+            hidden = model._span_states(ids, context, mask, view=_stopping_after(num_layers))
             if both:
                 hidden = torch.cat([hidden[:, :-1], hidden[:, 1:]], dim=-1)
             return [hidden[row, : len(token_ids[i])].float().cpu() for row, i in enumerate(batch)]
@@ -455,6 +464,10 @@ def pooled(
         weights = weights.clamp(max=1)
     weights = weights.to(hidden)
     return (weights[:, None] @ hidden)[:, 0] / weights.sum(dim=1, keepdim=True)
+
+
+def _stopping_after(num_layers: int | None) -> View | None:
+    return None if num_layers is None else partial(first_layers, num_layers=num_layers)
 
 
 def check_states(states: str) -> str:

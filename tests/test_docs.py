@@ -116,6 +116,11 @@ CLAIMS = {
         lambda left, desk: left["trainer"].state.log_history[-1]["train_loss"] > 0,
         lambda left, desk: left["model"].encode(left["texts"]).shape == (4, 576),
     ],
+    "matryoshka": [
+        lambda left, desk: left["short"].shape == (2, 64) and left["early"].shape == (2, 576),
+        lambda left, desk: load_magnet(desk / "outputs/matryoshka/model").magnet_settings.matryoshka_dims
+        == [64, 256, 576],
+    ],
     "fine-tune": [
         lambda left, desk: left["triplets"].column_names == ["anchor", "positive", "negative"],
         lambda left, desk: left["difference"] == 0 and left["short"].shape == (3, 64),

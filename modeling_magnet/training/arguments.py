@@ -358,6 +358,20 @@ class MagnetTrainingArguments(TrainingArguments):
             "others are recomputed, dropout included. 0: all at once."
         },
     )
+    matryoshka_dims: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Numbers of leading dimensions, one drawn for each step: the losses on sentence vectors "
+            "are taken on vectors that are cut to it too. What `encode(truncate_dim=)` is trained by."
+        },
+    )
+    matryoshka_layers: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Numbers of layers, one drawn for each step: the losses on sentence vectors are taken "
+            "on those after so many layers too. What `encode(num_layers=)` is trained by."
+        },
+    )
     early_stopping_patience: int = field(
         default=0,
         metadata={
@@ -404,6 +418,12 @@ class MagnetTrainingArguments(TrainingArguments):
         if self.guide_margin_strategy not in ("absolute", "relative"):
             raise ValueError(
                 f"guide_margin_strategy is {self.guide_margin_strategy!r}: give absolute or relative"
+            )
+        sizes = self.matryoshka_dims or self.matryoshka_layers
+        if sizes and self.objective_schedule and not self.ever(*OF_PAIRS):
+            raise ValueError(
+                "matryoshka_dims or matryoshka_layers is set, and no objective on sentence vectors has a "
+                f"weight: give one of {', '.join(OF_PAIRS)} one"
             )
         for name, wanted, why in FIXED:
             if getattr(self, name) != wanted:

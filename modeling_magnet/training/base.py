@@ -36,7 +36,8 @@ from modeling_magnet import (
 )
 from modeling_magnet.tokenizing import TextTokenizer
 
-from .arguments import ALL_LINEAR, ModelArguments
+from .arguments import ALL_LINEAR, MagnetTrainingArguments, ModelArguments
+from .matryoshka import note_sizes
 from .objectives import ObjectivesMixin, objectives_class_for
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ def prepare_base(
     texts: list[str],
     folder: str | Path,
     trained_length: int | None = None,
+    args: MagnetTrainingArguments | None = None,
 ) -> None:
     """Write the base as a MAGNET folder, its start token settled, unless the folder is there.
 
@@ -157,6 +159,10 @@ def prepare_base(
         texts: to measure the start token on where it is `auto` and the base is no MAGNET folder.
         folder: written whole or not at all.
         trained_length: of the settings, the longest text of the run; None: as the base has it.
+        args: of the run, whose widths and layers the settings note.
+
+    Raises:
+        ValueError: the model has not so many layers or dimensions as are to be trained.
     """
     if (Path(folder) / "config.json").exists():
         return
@@ -167,6 +173,8 @@ def prepare_base(
     settings.start_in_encode = arguments.start_in_encode
     settings.pooling = arguments.pooling
     settings.trained_length = trained_length or settings.trained_length
+    if args is not None:
+        note_sizes(args, settings, model.config)
     model.config.magnet = settings.to_dict()
     model.save_pretrained(folder)
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.utils import ModelOutput
 from modeling_magnet import MagnetLlamaForCausalLM, MagnetMixin
 
 from .collator import IGNORE
+from .depths import at_two_depths
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 """From hidden states to logits."""
@@ -41,6 +43,7 @@ class ObjectiveOutput(ModelOutput):
         divergence: (blocks,) summed Kullback-Leibler divergence from the base model, in nats, at
             the tokens that `ntp_labels` labels.
         pair_vectors: (views, pairs, hidden) projected sentence vectors, in float32.
+        early_vectors: (views, pairs, hidden) the same after the first layers alone.
     """
 
     mntp: torch.Tensor | None = None
@@ -49,6 +52,7 @@ class ObjectiveOutput(ModelOutput):
     ntp: torch.Tensor | None = None
     divergence: torch.Tensor | None = None
     pair_vectors: torch.Tensor | None = None
+    early_vectors: torch.Tensor | None = None
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -275,6 +279,7 @@ class ObjectivesMixin(MagnetMixin):
         masked_token_prediction: bool = False,
         divergence: bool = False,
         pair_chunk: int = 0,
+        early_layers: int | None = None,
         **kwargs,
     ):
         """One pass for all objectives on a batch of `MagnetCollator`; without labels the base's.
@@ -287,6 +292,7 @@ class ObjectivesMixin(MagnetMixin):
             masked_token_prediction: predict masked tokens in place (appendix D).
             divergence: also the divergence from the model without its adapter, at `ntp_labels`.
             pair_chunk: sentences in memory at a time; 0: all.
+            early_layers: also the sentence vectors after so many layers.
 
         Returns:
             `ObjectiveOutput`.
@@ -326,15 +332,26 @@ class ObjectivesMixin(MagnetMixin):
             # all vectors, memory holds the activations of one chunk, and dropout is replayed.
             ids, mask = pair_input_ids.flatten(0, 1), pair_attention_mask.flatten(0, 1)
             order = mask.sum(dim=1).argsort(stable=True)
-            (vectors,) = _in_chunks(
-                lambda ids, mask: (self._project(self.pool(ids, mask)),),
+            found = _in_chunks(
+                partial(self._vectors, early_layers=early_layers),
                 pair_chunk or max(math.ceil(len(ids) / LENGTH_GROUPS), GROUP_LEAST),
                 ids[order],
                 mask[order],
                 recompute=pair_chunk > 0,
-            )  # (views x pairs, hidden)
-            output.pair_vectors = vectors[order.argsort()].unflatten(0, pair_input_ids.shape[:2])
+            )  # each (views x pairs, hidden)
+            vectors = [
+                rows[order.argsort()].unflatten(0, pair_input_ids.shape[:2]) for rows in found
+            ]
+            output.pair_vectors = vectors[0]
+            output.early_vectors = vectors[1] if early_layers is not None else None
         return output
+
+    def _vectors(self, ids, mask, early_layers: int | None) -> tuple[torch.Tensor, ...]:
+        """(sentences, hidden) after the last layer; with `early_layers` also those after so many."""
+        if early_layers is None:
+            return (self._project(self.pool(ids, mask)),)
+        both = self._pool(ids, mask, partial(at_two_depths, num_layers=early_layers))
+        return tuple(self._project(vectors) for vectors in both.chunk(2, dim=-1))
 
     def compile_layers(self) -> None:
         """Compile the decoder's layers and the token losses, in place; everything else stays as it is.

@@ -24,6 +24,7 @@ from .collator import MagnetCollator
 from .columns import FITS, Part, pairs_of, recognize, text_rows
 from .config import MagnetConfig
 from .data import Blocks, MagnetDataset, Pairs
+from .matryoshka import note_sizes
 from .objectives import ObjectivesMixin, objectives_class_for
 from .tables import cut_into_blocks
 
@@ -215,6 +216,7 @@ def _settle(model: MagnetMixin, args: MagnetConfig, parts: dict[str, Part]) -> N
             else []
         )
         settings.start_token_id = resolve_start_token(model.eval(), args.start_token, texts)
+    note_sizes(args, settings, model.config)
     if "text" in parts:
         settings.trained_length = args.block_length // min(args.cut_blocks)
     model.config.magnet = settings.to_dict()

@@ -14,7 +14,7 @@ from .arguments import OBJECTIVES, Arguments
 from .trainer import MagnetTrainer
 
 PANELS = {
-    "losses": OBJECTIVES,
+    "losses": (*OBJECTIVES, "matryoshka"),
     "perplexity": ("eval_span_perplexity", "eval_left_only_perplexity", "eval_causal_perplexity"),
     "accuracy": (
         "mntp_accuracy",

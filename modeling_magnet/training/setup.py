@@ -64,6 +64,11 @@ def check_arguments(arguments: Arguments) -> None:
             f"sscl has a weight, and pair_columns is {data.pair_columns}: beside a teacher's vectors or "
             "classes it works on two texts"
         )
+    if args.matryoshka_dims and model.projection_head:
+        raise ValueError(
+            "matryoshka_dims are of the vectors that encode returns, and projection_head mixes their "
+            "dimensions before the loss: set projection_head to false"
+        )
     if args.ever("mntp", "msg", "ntp", "divergence") and not data.text:
         raise ValueError(
             "mntp, msg, ntp or divergence has a weight, but there is no text: set text"
@@ -86,7 +91,7 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
         texts = first_texts(data, 160) if auto else []
         with whole_weights(args):
             longest = data.block_length // min(data.cut_blocks) if data.text else None
-            prepare_base(model_arguments, texts, base, longest)
+            prepare_base(model_arguments, texts, base, longest, args)
     model = for_objectives(base, model_arguments)
     inner: Any = model if isinstance(model, MagnetMixin) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings

@@ -1,5 +1,6 @@
 """transformers' Trainer with MAGNET's weighted sum of losses (equation 5)."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from .arguments import OBJECTIVES, OF_PAIRS, MagnetTrainingArguments
 from .collator import IGNORE, MagnetCollator
 from .config import MagnetConfig
 from .data import MagnetDataset
+from .matryoshka import draw, shorter_losses
 from .metrics import compute_metrics, text_figures
 from .objectives import (
     ObjectiveOutput,
@@ -142,14 +144,16 @@ class MagnetTrainer(Trainer):
             divergence = weights["divergence"] > 0
             counts, processes = num_items_in_batch, self.args.world_size
             batches = self.current_gradient_accumulation_steps
+            layers, width = draw(self.args, self.state.global_step)
         else:
-            divergence, processes, batches = False, 1, 1
+            divergence, processes, batches, layers, width = False, 1, 1, None, None
             counts = _count_labels([inputs])
         outputs: ObjectiveOutput = model(
             **{name: value for name, value in inputs.items() if name not in LABELS},
             divergence=divergence,
             masked_token_prediction=self.args.masked_token_prediction,
             pair_chunk=self.args.pair_chunk,
+            early_layers=layers,
         )
         # The mean over processes, which averages gradients too, is what is wanted in the end.
         losses: dict[str, torch.Tensor] = {}
@@ -159,26 +163,50 @@ class MagnetTrainer(Trainer):
             if name in outputs:
                 losses[name] = outputs[name].sum() * processes / count[name]
         if outputs.pair_vectors is not None:
-            found = self._of_pairs(outputs.pair_vectors, inputs, weights, processes)
+            early = outputs.early_vectors
+            found = self._of_pairs(outputs.pair_vectors, early, inputs, weights, processes, width)
             for name, value in found.items():
                 value = value / batches
                 # The same on each process, with the gradient of its own vectors: their sum is wanted.
                 losses[name] = value + (processes - 1) * (value - value.detach())
-        loss = sum(weights[name] * losses[name] for name in OBJECTIVES if name in losses)
+        weights = weights | {"matryoshka": 1.0}
+        loss = sum(
+            weights[name] * losses[name] for name in (*OBJECTIVES, "matryoshka") if name in losses
+        )
         if model.training:
             self._check_and_note(loss, losses, batches)
         return (loss, outputs) if return_outputs else loss
 
     def _of_pairs(
-        self, vectors: torch.Tensor, inputs: dict, weights: dict[str, float], processes: int
+        self,
+        vectors: torch.Tensor,
+        early: torch.Tensor | None,
+        inputs: dict,
+        weights: dict[str, float],
+        processes: int,
+        width: int | None,
     ) -> dict[str, torch.Tensor]:
-        """The losses that have a weight, on the sentence vectors (views, pairs, hidden) of all processes."""
+        """The losses that have a weight, on the sentence vectors (views, pairs, hidden) of all processes;
+        and `matryoshka`, the same on shorter and on early vectors, weighted already."""
         labels = {name: inputs[name] for name in LABELS if name in inputs}
         if processes > 1:
             vectors = self._of_all_processes(vectors)
+            early = None if early is None else self._of_all_processes(early)
             labels = {name: self._of_all_processes(value) for name, value in labels.items()}
+        losses_of = partial(self._losses_of, labels=labels, weights=weights)
+        losses = losses_of(vectors)
+        if losses and (early is not None or width is not None):
+            shorter = shorter_losses(losses_of, vectors, early, width, self.args.temperature)
+            weighted = [weights[name] * loss for name, loss in shorter.items()]
+            losses["matryoshka"] = torch.stack(weighted).sum()
+        return losses
+
+    def _losses_of(
+        self, vectors: torch.Tensor, labels: dict[str, torch.Tensor], weights: dict[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """The losses that have a weight, on sentence vectors (views, pairs, hidden)."""
         temperature = self.args.temperature
-        losses = {}
+        losses: dict[str, torch.Tensor] = {}
         if weights["sscl"]:
             left_out = None
             if self.args.guide_margin is not None:

@@ -42,6 +42,7 @@ RECIPES |= {
     name: [SMOLLM2, CONFIGS / "released-text.yaml", CONFIGS / f"{name}.yaml"]
     for name in ("text-gpu", "every-length")
 }
+RECIPES["matryoshka"] = [*RECIPES["released-all"], CONFIGS / "matryoshka.yaml"]
 RECIPES["distilled"] = [*RECIPES["released-all"], CONFIGS / "distilled.yaml"]
 """Each config, after those that its head says it goes over."""
 
@@ -84,6 +85,8 @@ def test_every_config_trains(paths, run, corpus):
         if getattr(data, name):
             size[name] = value
     size["per_device_train_batch_size"] = min(4, args.per_device_train_batch_size)
+    size |= {"matryoshka_layers": [1] * bool(args.matryoshka_layers)}
+    size |= {"matryoshka_dims": [8] * bool(args.matryoshka_dims)}
     size["pairs_per_block"] = min(2, data.pairs_per_block)
     size["objective_schedule"] = [phase | {"steps": 1} for phase in args.objective_schedule]
     size["max_steps"] = len(args.objective_schedule)

@@ -93,7 +93,13 @@ CLASSES = {
     "label_column": "label",
     "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "supcon": 1}],
 }
-"""Labelled pairs: two hard negatives each, in chunks; with scores; with vectors of a teacher and guide; and classes."""
+MATRYOSHKA = {
+    "matryoshka_dims": [8, 16, 32],
+    "matryoshka_layers": [1],
+    "projection_head": False,
+    "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "sscl": 2}],
+}
+"""Labelled pairs: two hard negatives each, in chunks; with scores; with vectors of a teacher and guide; classes; and widths and layers."""
 
 ONE: list = []
 
@@ -104,6 +110,7 @@ def one(launch):
     if not ONE:
         more = {"text": {"objective_schedule": TEXT}, "negatives": NEGATIVES, "scored": SCORED}
         more |= {"taught": TAUGHT | {"pair_chunk": 3}, "classes": CLASSES | {"pair_chunk": 3}}
+        more["matryoshka"] = MATRYOSHKA | {"pair_chunk": 3}
         ONE.extend(
             launch({"one": EVALUATED} | {f"one-{k}": EVALUATED | v for k, v in more.items()})
         )
@@ -117,7 +124,7 @@ def of(processes, **changes):
 def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     """1 x 8, 2 x 4, and 2 processes x 2 x 2 accumulated, each with all objectives that it can have."""
     accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    two, two_by_two, negatives, scored, taught, classes = launch(
+    two, two_by_two, negatives, scored, taught, classes, matryoshka = launch(
         {
             "two": of(2),
             "two-by-two": of(2, objective_schedule=TEXT, **accumulated),
@@ -125,6 +132,7 @@ def test_two_processes_are_one_and_so_is_accumulation(launch, one):
             "two-scored": of(2, **SCORED),
             "two-taught": of(2, **TAUGHT),
             "two-classes": of(2, **CLASSES),
+            "two-matryoshka": of(2, **MATRYOSHKA),
         },
         processes=2,
     )
@@ -146,6 +154,8 @@ def test_two_processes_are_one_and_so_is_accumulation(launch, one):
     assert_same(taught, one[4])
     assert_same(classes, one[5])
     assert len(classes[0]["supcon"]) == 6 and len(classes[0]["eval_class_accuracy"]) == 2
+    assert_same(matryoshka, one[6])
+    assert len(matryoshka[0]["matryoshka"]) == 6
     assert len(taught[0]["distil"]) == 6 and len(taught[0]["eval_teacher_spearman"]) == 2
     assert len(scored[0]["cosent"]) == 6 and len(scored[0]["eval_pair_spearman"]) == 2
 
