@@ -1,0 +1,187 @@
+"""Similarity and speed against layers and widths, of one or more models, such as before and after training.
+
+    python -m evaluation.studies.matryoshka --models before=outputs/released-all/adapter after=outputs/matryoshka/adapter \\
+        --sts STSB-dev.tsv --layers 6 10 14 18 22 26 30 --dims 32 64 128 256 576 --output outputs/matryoshka-sts
+
+The file has the columns `sentence1`, `sentence2` and `score`. Vectors are those of
+`encode(num_layers=, truncate_dim=)` with the prompt `STS` where a checkpoint has it, and are compared by
+cosine. Sentences per second are those of all the file's sentences in one call; a width costs no time, so
+they are told by layers alone. Writes `matryoshka.json`, `matryoshka.md`, `layers.png` and `widths.png`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from evaluation.common.figures import Figure, table
+from evaluation.common.texts import read_columns
+from evaluation.common.writing import write_json, write_text
+from evaluation.report import draw_lines
+from evaluation.subjects import load_model
+from evaluation.tasks.sentences import spearman_interval
+
+COLUMNS = ("sentence1", "sentence2", "score")
+PROMPT = "STS"
+
+Grid = dict[int, dict[int, Figure]]
+"""Spearman's correlation in percent by layers, then by dimensions."""
+
+
+def measure(
+    model: Any,
+    pairs: dict[str, Sequence],
+    layers: Sequence[int],
+    dims: Sequence[int],
+    batch_size: int = 32,
+    seed: int = 0,
+) -> tuple[Grid, dict[int, float]]:
+    """The correlation at each number of layers and each width, and the speed at each number of layers.
+
+    Args:
+        model: a MAGNET model.
+        pairs: `COLUMNS` by name, the scores as numbers.
+        layers, dims: numbers for `num_layers` and `truncate_dim`.
+        batch_size: of `encode`.
+        seed: of the intervals.
+
+    Returns:
+        The grid, and sentences per second.
+
+    Raises:
+        ValueError: the model has not so many layers or dimensions.
+    """
+    texts = [*pairs["sentence1"], *pairs["sentence2"]]
+    prompt_name = PROMPT if PROMPT in model.magnet_settings.prompts else None
+    arguments = {"prompt_name": prompt_name, "batch_size": batch_size, "truncation": True}
+    model.encode(texts[:batch_size], truncate_dim=max(dims), **arguments)  # warm, and checked
+    grid: Grid = {}
+    speeds: dict[int, float] = {}
+    for num_layers in layers:
+        began = time.perf_counter()
+        vectors = model.encode(texts, num_layers=num_layers, **arguments)  # (2 x pairs, hidden)
+        speeds[num_layers] = len(texts) / (time.perf_counter() - began)
+        grid[num_layers] = {dim: _spearman(vectors[:, :dim], pairs["score"], seed) for dim in dims}
+    return grid, speeds
+
+
+def _spearman(vectors: np.ndarray, scores: Sequence[float], seed: int) -> Figure:
+    one, two = np.split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 2)
+    cosines = (one * two).sum(axis=1)
+    low, high = spearman_interval(cosines, scores, seed)
+    return Figure(spearmanr(cosines, scores).statistic, low, high, len(scores)).scaled(100)
+
+
+def write(
+    output: Path, grids: dict[str, Grid], speeds: dict[str, dict[int, float]], about: dict[str, Any]
+) -> str:
+    """Write the figures, the table and the two pictures.
+
+    Args:
+        output: folder.
+        grids, speeds: of each model by name.
+        about: what the figures were measured on and with.
+
+    Returns:
+        The table.
+    """
+    columns = {
+        name: {
+            f"{layers} layers, {dim} dimensions": figure
+            for layers, row in grid.items()
+            for dim, figure in row.items()
+        }
+        for name, grid in grids.items()
+    }
+    rates = [
+        f"| {layers} | " + " | ".join(f"{speed[layers]:.1f}" for speed in speeds.values()) + " |"
+        for layers in next(iter(speeds.values()))
+    ]
+    head = [f"| layers | {' | '.join(speeds)} |", "|---" * (len(speeds) + 1) + "|"]
+    text = "\n\n".join(
+        [
+            "Spearman's correlation, in percent:",
+            table(columns),
+            "Sentences per second:",
+            "\n".join([*head, *rates]),
+            *(f"- {name}: {value}" for name, value in about.items()),
+        ]
+    )
+    write_json(output / "matryoshka.json", {"about": about, "spearman": grids, "speed": speeds})
+    write_text(output / "matryoshka.md", f"{text}\n")
+    first = next(iter(grids.values()))
+    all_layers, dims = max(first), list(next(iter(first.values())))
+    points = {
+        f"Spearman, {dim} dimensions": {
+            name: [(float(n), row[dim]) for n, row in grid.items()] for name, grid in grids.items()
+        }
+        for dim in (max(dims), sorted(dims)[(len(dims) - 1) // 2])
+    }
+    points["sentences per second"] = {
+        name: [(float(n), Figure(rate, rate, rate, 1)) for n, rate in speed.items()]
+        for name, speed in speeds.items()
+    }
+    draw_lines(output / "layers.png", points, ("layers", ""))
+    widths = {
+        f"Spearman, {n} layers": {
+            name: [(float(dim), figure) for dim, figure in grid[n].items()]
+            for name, grid in grids.items()
+        }
+        for n in (all_layers, sorted(first)[(len(first) - 1) // 2])
+    }
+    draw_lines(output / "widths.png", widths, ("dimensions", ""))
+    return text
+
+
+def _named(pair: str) -> tuple[str, str]:
+    name, equals, place = pair.partition("=")
+    if not (name and equals and place):
+        raise argparse.ArgumentTypeError(f"{pair!r}: give NAME=FOLDER")
+    return name, place
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--models", nargs="+", type=_named, required=True, help="NAME=FOLDER or NAME=HUB-ID"
+    )
+    parser.add_argument("--sts", type=Path, required=True, help=f".tsv with {', '.join(COLUMNS)}")
+    parser.add_argument("--layers", nargs="+", type=int, required=True)
+    parser.add_argument("--dims", nargs="+", type=int, required=True)
+    parser.add_argument("--limit", type=int, help="pairs, drawn by the seed (default: all)")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    options = parser.parse_args(command_line)
+    try:
+        pairs: dict[str, Any] = read_columns(options.sts, COLUMNS)
+        order = np.random.default_rng(options.seed).permutation(len(pairs["score"]))
+        pairs = {name: [pairs[name][i] for i in order[: options.limit]] for name in COLUMNS}
+        pairs["score"] = [float(score) for score in pairs["score"]]
+        grids, speeds = {}, {}
+        for name, place in options.models:
+            grids[name], speeds[name] = measure(
+                load_model(place), pairs, options.layers, options.dims, options.batch_size,
+                options.seed,
+            )  # fmt: skip
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    about = {
+        "file": options.sts.name,
+        "pairs": len(pairs["score"]),
+        "batch size": options.batch_size,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    print(write(options.output, grids, speeds, about))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
