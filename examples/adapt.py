@@ -11,8 +11,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from evaluation.common.spans import Example, draw_spans, tokenize_rows
-from evaluation.tasks.infilling import infilling_scores, perplexity_table
+from evaluation.common.figures import table
+from evaluation.common.spans import tokenize_rows
 from modeling_magnet import load_magnet
 from modeling_magnet.training.arguments import (
     DataArguments,
@@ -22,7 +22,7 @@ from modeling_magnet.training.arguments import (
 from modeling_magnet.training.sources import read_rows
 from modeling_magnet.training.train import train
 
-ROWS = {"both_sides": "both sides seen", "left_only": "left side only"}
+from .measuring import VIEWS, infilling
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -61,21 +61,13 @@ def main(command_line: list[str] | None = None) -> None:
             ),
         )
     )
+    columns = {}
     base = load_magnet(options.output / "base").eval()
-    before, after = (perplexities(model, held_out, options.count) for model in (base, adapted))
-    print(f"\n{'perplexity of missing spans':30}{'before':>10}{'after':>10}")
-    for view, label in ROWS.items():
-        print(f"{label:30}{before[view]:10.2f}{after[view]:10.2f}")
+    for name, model in (("before", base), ("after", adapted)):
+        found = infilling(model, tokenize_rows(held_out, model, count=options.count))
+        columns[name] = {f"infilling perplexity, {VIEWS[view]}": found[view] for view in VIEWS}
+    print("\n" + table(columns))
     print(f"\nThe adapted model: {options.output / 'model'}")
-
-
-def perplexities(model, texts: list[str], count: int) -> dict[str, float]:
-    """Of spans of 8 to 32 tokens, the same ones for every model with this tokenizer."""
-    rows = tokenize_rows(texts, model, count=count)
-    spans = draw_spans([len(row) for row in rows], seed=0)
-    examples = [Example.of_text(*pair) for pair in zip(rows, spans, strict=True)]
-    scores = infilling_scores(model, examples, list(ROWS), progress=False)
-    return {view: figure.value for view, figure in perplexity_table(scores)["perplexity"].items()}
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from evaluation.common.figures import table
 from modeling_magnet import load_magnet
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
 from modeling_magnet.training.vectors import load_encoder
 
-from .fine_tune import DATA, ROOT, measure, print_both, read
+from .fine_tune import ROOT
+from .measuring import DATA, measure, read
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -65,7 +67,8 @@ def main(command_line: list[str] | None = None) -> None:
     )
     trainer.train()
     trainer.save_model(str(options.output / "model"))
-    print_both(before, measure(load_magnet(options.output / "model").eval(), options.count))
+    after = measure(load_magnet(options.output / "model").eval(), options.count)
+    print("\n" + table({"before": before, "after": after}))
     print(f"\nThe distilled model: {options.output / 'model'}")
 
 

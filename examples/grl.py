@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig
 
+from evaluation.common.figures import table
 from modeling_magnet import load_magnet
 from modeling_magnet.training.objectives import info_nce
 
-from .fine_tune import ROOT, measure, read, sample
+from .fine_tune import ROOT
+from .measuring import DATA, measure, read, sentences_of_paragraphs
 from .preference import whole
 
 try:
@@ -45,7 +47,10 @@ def main(command_line: list[str] | None = None) -> None:
     options = parser.parse_args(command_line)
 
     model = whole(options.model, options.output / "base").eval()
-    triplets = read(options.triplets) if options.triplets else sample(model)
+    if options.triplets:
+        triplets = read(options.triplets)
+    else:
+        triplets = sentences_of_paragraphs(read(DATA / "wiki-train.jsonl"), per_paragraph=2)
     before = measure(model, options.count)
     trainer = GRLTrainer(
         model=model,
@@ -66,9 +71,7 @@ def main(command_line: list[str] | None = None) -> None:
     trainer.train()
     trainer.save_model(str(options.output / "model"))
     after = measure(load_magnet(options.output / "model").eval(), options.count)
-    print(f"\n{'':40}{'before':>10}{'after':>10}")
-    for name, value in before.items():
-        print(f"{name:40}{value:10.2f}{after[name]:10.2f}")
+    print("\n" + table({"before": before, "after": after}))
     print(f"\nThe model: {options.output / 'model'}")
 
 

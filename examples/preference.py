@@ -19,11 +19,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
+from evaluation.common.figures import Figure, table
 from modeling_magnet import load_magnet
 from modeling_magnet.cli.exporting import merge_adapter
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
 
-from .fine_tune import DATA, ROOT, measure, read
+from .fine_tune import ROOT
+from .measuring import DATA, measure, read
 
 try:
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -94,9 +96,7 @@ def main(command_line: list[str] | None = None) -> None:
     hold.train()
     hold.save_model(str(output / "model"))
     figures.append(measured(load_magnet(output / "model").eval(), held_out, options.count))
-    print(f"\n{'':40}{'before':>10}{'DPO':>10}{'held':>10}")
-    for name in figures[0]:
-        print(f"{name:40}" + "".join(f"{found[name]:10.2f}" for found in figures))
+    print("\n" + table(dict(zip(("before", "DPO", "held"), figures, strict=True))))
     print(f"\nThe model: {output / 'model'}")
 
 
@@ -126,14 +126,15 @@ def sample(name: str) -> list[dict[str, str]]:
     ]
 
 
-def measured(model: Any, pairs: list[dict[str, str]], count: int) -> dict[str, float]:
+def measured(model: Any, pairs: list[dict[str, str]], count: int) -> dict[str, Figure]:
     """All three jobs: sentences and infilling, and how often the chosen answer is the likelier one."""
     better = [
         log_probability(model, row["prompt"], row["chosen"])
         > log_probability(model, row["prompt"], row["rejected"])
         for row in pairs
     ]
-    return {"chosen answer preferred, %": 100 * sum(better) / len(better)} | measure(model, count)
+    preferred = Figure.of_ratio([float(found) for found in better]).scaled(100)
+    return {"chosen answer preferred, %": preferred} | measure(model, count)
 
 
 @torch.no_grad()

@@ -152,3 +152,10 @@ def check_command(command: str) -> None:
         text = "".join(module.read_text(encoding="utf-8") for module in modules)
         flags = re.findall(r'add(?:_argument)?\(\s*"(--[\w-]+)"', text)
         assert set(re.findall(r"--[\w-]+", command)) <= set(flags)
+
+
+def printed_table(printed: str) -> dict[str, list[str]]:
+    """The rows of the table of figures, by their first cell."""
+    table = printed[printed.index("| | before |") :]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line[:2] == "| "]
+    return {name: cells for name, *cells in rows[1:]}

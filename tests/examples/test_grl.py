@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from documents import printed_table
 from peft import LoraConfig
 from tiny import SENTENCES, make_model
 
+from evaluation.common.figures import Figure
 from modeling_magnet import load_magnet
 
 pytest.importorskip("trl", reason='pip install -e ".[trl]"')
@@ -73,7 +75,9 @@ def test_the_loss_is_contrastive_and_dpo_and_the_divergence_of_both_scores(tmp_p
 
 def test_grl(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        grl, "measure", lambda model, count: {"layers": model.config.num_hidden_layers}
+        grl,
+        "measure",
+        lambda model, count: {"layers": Figure.of_ratio([model.config.num_hidden_layers])},
     )
     make_model(max_position_embeddings=2048).save_pretrained(tmp_path / "tiny")
     path = tmp_path / "triplets.jsonl"
@@ -82,7 +86,7 @@ def test_grl(tmp_path, capsys, monkeypatch):
         "--model", str(tmp_path / "tiny"), "--triplets", str(path), "--steps", "2", "--batch-size", "3",
         "--learning-rate", "1e-2", "--count", "2", "--output", str(tmp_path / "out"),
     ])  # fmt: skip
-    assert "layers" in capsys.readouterr().out
+    assert "layers" in printed_table(capsys.readouterr().out)
     tuned, base = (load_magnet(tmp_path / name).eval() for name in ("out/model", "tiny"))
     assert abs(tuned.encode(SENTENCES) - base.encode(SENTENCES)).max() > 0.01
     assert isinstance(tuned.infill("The old", " was quiet.", span_length=3), str)

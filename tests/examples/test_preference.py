@@ -1,15 +1,15 @@
 """trl's trainers on a Magnet folder: what comes back still encodes, infills and generates."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from documents import run_blocks
+from documents import printed_table, run_blocks
 from test_model import add_lora
 from tiny import SENTENCES, make_model
 
+from evaluation.common.figures import Figure
 from modeling_magnet import load_magnet
 
 pytest.importorskip("trl", reason='pip install -e ".[trl]"')
@@ -18,8 +18,9 @@ from examples import preference
 ROOT = Path(__file__).parents[2]
 
 
-def first_number(model, count: int) -> dict[str, float]:
-    return {"first number": 1e4 * float(model.encode("A cat.")[0])}
+def first_number(model, count: int) -> dict[str, Figure]:
+    value = 1e4 * float(model.encode("A cat.")[0])
+    return {"first number": Figure(value, value, value, 1)}
 
 
 def save_adapter(folder: Path) -> None:
@@ -63,10 +64,9 @@ def test_preference(tmp_path, capsys, monkeypatch):
         "--steps", "1", "--hold-steps", "1", "--batch-size", "2", "--count", "2",
         "--output", str(tmp_path / "out"),
     ])  # fmt: skip
-    printed = capsys.readouterr().out
-    figures = dict(re.findall(r"^(.+?) {2,}([\d.-]+(?: +[\d.-]+){2})$", printed, re.MULTILINE))
+    figures = printed_table(capsys.readouterr().out)
     assert list(figures) == ["chosen answer preferred, %", "first number"]
-    assert len({*figures["first number"].split()}) == 3  # each stage trained
+    assert len({*figures["first number"][:3]}) == 3  # each stage trained
     assert load_magnet(tmp_path / "out" / "model").magnet_settings.pooling == "mean"
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import printed_table
 from tiny import make_model
 
-from examples import adapt, distil, fine_tune, ner_probe, story
+from examples import adapt, distil, fine_tune, measuring, ner_probe, story
 from modeling_magnet import load_magnet
 
 
@@ -140,13 +141,27 @@ def test_fine_tune(tmp_path, capsys):
     ]
     output = tmp_path / "out"
     fine_tune.main([*common, "--triplets", str(triplets), "--output", str(output)])
-    printed = capsys.readouterr().out
-    figures = dict(re.findall(r"^(.+?) {2,}([\d.-]+ +[\d.-]+)$", printed, re.MULTILINE))
-    assert "sentence similarity, Spearman x 100" in figures and len(figures) == 3
-    assert len({*figures["infilling perplexity, both sides seen"].split()}) == 2  # it was trained
+    figures = printed_table(capsys.readouterr().out)
+    assert "sentence similarity, Spearman x 100" in figures and len(figures) == 5
+    before, after, _ = figures["infilling perplexity, both sides seen"]
+    assert before != after  # it was trained
     assert (output / "model" / "config.json").exists()
-    made = fine_tune.sample(load_magnet(output / "model"))
-    assert len(made) > 2000 and all(row["negative"] != row["positive"] for row in made)
+
+
+def test_the_sentences_to_find_paragraphs_by_are_not_in_them():
+    rows = measuring.read(measuring.DATA / "wiki-train.jsonl")
+    made = measuring.sentences_of_paragraphs(rows, per_paragraph=2)
+    paragraphs = [row["text"] for row in rows]
+    titles = {row["text"]: row["title"] for row in rows}
+    assert len(made) > 1500 and made == measuring.sentences_of_paragraphs(rows, per_paragraph=2)
+    for row in made[:50]:
+        (whole,) = (
+            text
+            for text in paragraphs
+            if row["anchor"] in text
+            and sorted(text.replace(row["anchor"], "").split()) == sorted(row["positive"].split())
+        )
+        assert titles[row["negative"]] == titles[whole] and row["negative"] != whole
 
 
 def test_adapt(folder, tmp_path, capsys):
@@ -155,12 +170,12 @@ def test_adapt(folder, tmp_path, capsys):
     adapt.main(arguments)
     printed = capsys.readouterr().out
     table = {
-        label: [float(value) for value in values.split()]
-        for label, values in re.findall(r"^(.+?) {2,}([\d.]+ +[\d.]+)$", printed, re.MULTILINE)
+        label: [float(cell.split()[0]) for cell in cells[:2]]
+        for label, cells in printed_table(printed).items()
     }
-    before, after = table["both sides seen"]
+    before, after = table["infilling perplexity, both sides seen"]
     assert 1 < after < before  # two steps are enough to read the right side better
-    assert np.isfinite(table["left side only"]).all()
+    assert np.isfinite(table["infilling perplexity, left side only"]).all()
     lines = Path("examples/data/wiki-train.jsonl").read_text(encoding="utf-8").splitlines()
     held_out = [json.loads(line)["text"] for line in lines[::10]]
     seen = (output / "train.txt").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,104 @@
+"""What the example scripts measure before and after: all three jobs, on texts that come with the repository."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.common.figures import Figure
+from evaluation.common.spans import Example, draw_spans, tokenize_rows
+from evaluation.common.texts import sentences
+from evaluation.tasks.causal import measure_causal
+from evaluation.tasks.infilling import infilling_scores, perplexity_table
+from modeling_magnet.training.metrics import spearman
+
+DATA = Path(__file__).parent / "data"
+
+VIEWS = {"both_sides": "both sides seen", "left_only": "left side only"}
+
+
+def measure(model: Any, count: int) -> dict[str, Figure]:
+    """A model's vectors, infilling and generation, each with its interval.
+
+    Args:
+        model: in evaluation mode.
+        count: held-out paragraphs for the perplexities.
+    """
+    texts = [row["text"] for row in read(DATA / "wiki-validation.jsonl")]
+    rows = tokenize_rows(texts, model, count=count)
+    found = {
+        f"infilling perplexity, {VIEWS[view]}": f for view, f in infilling(model, rows).items()
+    }
+    return {
+        "sentence similarity, Spearman x 100": similarity(model),
+        "paragraph found by a sentence of it, %": retrieval(model),
+        **found,
+        "causal perplexity": measure_causal(model, rows, progress=False),
+    }
+
+
+def similarity(model: Any) -> Figure:
+    """Rank correlation with people's scores, on 125 pairs of the STS benchmark's answers-forums."""
+    with (DATA / "sts-answers-forums.tsv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    one, two = (
+        model.encode([row[name] for row in rows], normalize_embeddings=True)
+        for name in ("sentence1", "sentence2")
+    )
+    cosines, scores = (one * two).sum(1), np.array([float(row["score"]) for row in rows])
+    return Figure.of_statistic(
+        lambda chosen: 100 * spearman(cosines[chosen], scores[chosen].tolist()), len(rows)
+    )
+
+
+def retrieval(model: Any) -> Figure:
+    """How often the nearest of all held-out paragraphs is the one that a sentence was taken out of."""
+    found = sentences_of_paragraphs(read(DATA / "wiki-validation.jsonl"), per_paragraph=1)
+    queries, paragraphs = ([row[name] for row in found] for name in ("anchor", "positive"))
+    near = model.similarity(model.encode(queries), model.encode(paragraphs, truncation=True))
+    hits = near.argmax(dim=1).numpy() == np.arange(len(found))
+    return Figure.of_ratio(hits.astype(float)).scaled(100)
+
+
+def infilling(model: Any, rows: list[list[int]]) -> dict[str, Figure]:
+    """Perplexity of spans of 8 to 32 tokens, the same ones for every model with this tokenizer."""
+    spans = draw_spans([len(row) for row in rows], seed=0)
+    examples = [Example.of_text(*pair) for pair in zip(rows, spans, strict=True)]
+    scores = infilling_scores(model, examples, list(VIEWS), progress=False)
+    return perplexity_table(scores)["perplexity"]
+
+
+def sentences_of_paragraphs(
+    rows: list[dict[str, str]], per_paragraph: int, seed: int = 0
+) -> list[dict[str, str]]:
+    """Triplets that need no annotator: a sentence, its paragraph without it, another of that article.
+
+    Args:
+        rows: paragraphs with `text` and `title`.
+        per_paragraph: sentences of each, of 5 to 30 words; paragraphs of fewer than three sentences
+            give none.
+        seed: of the draws.
+    """
+    draw = random.Random(seed)
+    articles: dict[str, list[str]] = {}
+    for row in rows:
+        articles.setdefault(row["title"], []).append(row["text"])
+    triplets = []
+    for row in rows:
+        parts, others = sentences(row["text"]), articles[row["title"]]
+        usable = [i for i, part in enumerate(parts) if 5 <= len(part.split()) <= 30]
+        if len(parts) < 3 or len(others) < 2:
+            continue
+        for i in draw.sample(usable, min(per_paragraph, len(usable))):
+            rest = " ".join(parts[:i] + parts[i + 1 :])
+            negative = draw.choice([text for text in others if text != row["text"]])
+            triplets.append({"anchor": parts[i], "positive": rest, "negative": negative})
+    return triplets
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
