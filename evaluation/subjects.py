@@ -30,7 +30,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from evaluation.specs import GENERATING_KINDS, check_code, resolve
 from modeling_magnet import MagnetMixin
-from modeling_magnet.encoding import _as_list, _as_words, _pad, _word_weights, check_states
+from modeling_magnet.batching import right_padded
+from modeling_magnet.encoding import _as_list, _as_words, _word_weights, check_states
 from modeling_magnet.tokenizing import TextTokenizer
 from modeling_magnet.training.base import load_base, single_token_id
 
@@ -267,7 +268,7 @@ class _TokenSubject:
         batches = [order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE)]
         vectors = [np.empty(0)] * len(rows)
         for batch in tqdm(batches, desc="Encoding", disable=len(batches) <= FEW_BATCHES):
-            inputs = _pad([rows[i].token_ids for i in batch], self.network.device)
+            inputs = right_padded([rows[i].token_ids for i in batch], self.network.device)
             outputs = self._outputs(**inputs).float().cpu()  # (batch, length, hidden)
             for i, states in zip(batch, outputs, strict=True):
                 vectors[i] = (rows[i].weights @ states[: len(rows[i].token_ids)]).numpy()

@@ -14,6 +14,7 @@ from transformers import (
 # Older versions of transformers copy only the files that this one names, so it names them all.
 from .adapters import AdapterMixin  # noqa: F401
 from .aside import written_aside  # noqa: F401
+from .batching import map_batches  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import named_cache  # noqa: F401
@@ -27,6 +28,7 @@ from .lengths import LengthsMixin  # noqa: F401
 from .masking import sliding_window  # noqa: F401
 from .mixin import CausalLM  # noqa: F401
 from .modeling_magnet import MagnetMixin
+from .pooling import PoolingMixin  # noqa: F401
 from .ranking import RankingMixin  # noqa: F401
 from .saving import SavingMixin  # noqa: F401
 from .scoring import ScoringMixin  # noqa: F401

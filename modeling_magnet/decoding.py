@@ -17,9 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 from .checks import whole_number
 from .compat import CACHE, CACHE_NAMES
 from .devices import input_device
-from .encoding import EncodingMixin
 from .layout import Layout, context_inputs, gather_columns, read_contexts
 from .masking import sliding_window
+from .pooling import PoolingMixin
 
 SET_BY_INFILL = (
     "inputs",
@@ -69,7 +69,7 @@ class Blank:
         return self.layout.cache_order(self.number)
 
 
-class DecodingMixin(EncodingMixin):
+class DecodingMixin(PoolingMixin):
     """Writes spans into blanks, and checks what a caller has for `generate`."""
 
     def _write(self, blanks: Sequence[Blank], max_new_tokens: int | None, arguments: dict):

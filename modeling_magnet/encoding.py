@@ -1,36 +1,23 @@
 """Sentence, token and word vectors (MAGNET, sections 3.2.2 and 4.1)."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-from transformers.utils import logging
 
-from .checkpoint import CheckpointMixin
+from .batching import map_batches, right_padded
 from .checks import whole_number
-from .devices import as_asked, chosen_devices, first_layers, inference_model, input_device
-from .masking import CONTEXT, attention_arguments, check_attention_mask
+from .devices import input_device
+from .masking import CONTEXT
+from .pooling import PoolingMixin, stopping_after
 from .tokenizing import check_text
-
-CPU_BATCH_TOKENS = 1024
-"""Tokens of a batch on a CPU, padding included: larger batches took no less time."""
-
-BAR_DELAY = 2.0
-"""Seconds after which a call that nobody asked for a progress bar shows one in a terminal."""
-
-View = Callable[[Any], Any]
-"""From a decoder to what is called in its place."""
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
-class EncodingMixin(CheckpointMixin):
+class EncodingMixin(PoolingMixin):
     """`encode`, `encode_tokens` and `encode_words` for a causal language model with a span map."""
 
     def encode(
@@ -122,11 +109,11 @@ class EncodingMixin(CheckpointMixin):
         )
 
         def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
-            inputs = _pad([token_ids[i] for i in batch], input_device(model))
+            inputs = right_padded([token_ids[i] for i in batch], input_device(model))
             return list(model.pool(**inputs, num_layers=num_layers).float().cpu())
 
-        rows = self._map_batches(
-            vectors_of, [len(ids) for ids in token_ids], batch_size, show_progress_bar, device
+        rows = map_batches(
+            self, vectors_of, [len(ids) for ids in token_ids], batch_size, show_progress_bar, device
         )
         vectors = torch.stack(rows) if rows else torch.empty(0, hidden_size)  # (texts, hidden)
         vectors = vectors[:, :truncate_dim]
@@ -249,101 +236,6 @@ class EncodingMixin(CheckpointMixin):
             vectors = [row.numpy() for row in vectors]
         return vectors[0] if single else vectors
 
-    def pool(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        num_layers: int | None = None,
-    ) -> torch.Tensor:
-        """Vectors of sentences that are tokenized already, prompt included.
-
-        Puts the start token before (unless the settings leave it out) and the end token after each
-        row, and pools the last layer's outputs as the settings say. This is the method that
-        sentence-transformers calls on a saved folder; gradients flow through it in training.
-
-        Args:
-            input_ids: (batch, length) without start and end token; padded on either side.
-            attention_mask: (batch, length) 1 for tokens, 0 for padding.
-            num_layers: as in `encode`.
-
-        Returns:
-            (batch, hidden) in the model's dtype.
-
-        Raises:
-            TypeError, ValueError: `attention_mask` does not say of each token whether it is one.
-        """
-        return self._pool(input_ids, attention_mask, _stopping_after(num_layers))
-
-    def _pool(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, view: View | None = None
-    ) -> torch.Tensor:
-        """`pool`, of what another view of the decoder returns."""
-        settings = self.magnet_settings
-        check_attention_mask(attention_mask, *input_ids.shape)
-        lengths = attention_mask.long().sum(dim=1)  # (batch,)
-        longest = int(lengths.max())
-        columns = torch.arange(longest, device=input_ids.device)
-        if longest:
-            first = attention_mask.int().argmax(
-                dim=1
-            )  # (batch,) the column of the first real token
-            source = (first[:, None] + columns).clamp(max=input_ids.shape[1] - 1)
-            input_ids = input_ids.gather(1, source)  # (batch, longest) padded on the right
-        tokens = input_ids[:, :longest].masked_fill(
-            columns >= lengths[:, None], settings.end_token_id
-        )
-        parts = [tokens, tokens.new_full((len(tokens), 1), settings.end_token_id)]
-        if settings.start_in_encode and settings.start_token_id is not None:
-            parts.insert(0, tokens.new_full((len(tokens), 1), settings.start_token_id))
-        padded = torch.cat(parts, dim=1)  # (batch, longest + 1 or 2)
-        last = lengths + len(parts) - 2  # (batch,) the column of the end token
-        columns = torch.arange(padded.shape[1], device=padded.device)
-        mask = columns <= last[:, None]  # (batch, length)
-        hidden = self._span_states(
-            padded, torch.full_like(padded, CONTEXT), mask, view=view
-        )  # (batch, length, hidden)
-        return pooled(hidden, mask.to(hidden.device), settings.pooling, starts=len(parts) == 3)
-
-    def _span_states(
-        self,
-        input_ids: torch.Tensor,
-        span_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        document_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        view: View | None = None,
-    ) -> torch.Tensor:
-        """Last hidden states (batch, length, hidden) under a span map, without the output head."""
-        arguments = attention_arguments(
-            self.config,
-            span_ids,
-            query_length=input_ids.shape[1],
-            dtype=self.dtype,
-            attention_mask=attention_mask,
-            document_ids=document_ids,
-        )
-        decoder = as_asked(self.base_model, arguments)
-        if view is not None:
-            decoder = view(decoder)
-        return decoder(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
-        ).last_hidden_state
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of last hidden states: the output head, and the cap that a Gemma may have on it."""
-        logits = self.get_output_embeddings()(hidden)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def _checked_layers(self, num_layers: int | None) -> int | None:
-        """`num_layers` of `encode`, if the model has so many."""
-        if num_layers is None:
-            return None
-        held = self.config.num_hidden_layers
-        if whole_number("num_layers", num_layers) > held:
-            raise ValueError(f"num_layers is {num_layers}: the model has {held} layers")
-        return int(num_layers)
-
     def _token_vectors(
         self, token_ids, batch_size, show_progress_bar, device, num_layers, both=False
     ):
@@ -357,16 +249,16 @@ class EncodingMixin(CheckpointMixin):
             )
 
         def vectors_of(model, batch: list[int]) -> list[torch.Tensor]:
-            inputs = _pad([[start, *token_ids[i]] for i in batch], input_device(model))
+            inputs = right_padded([[start, *token_ids[i]] for i in batch], input_device(model))
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
             context = torch.full_like(ids, CONTEXT)
-            hidden = model._span_states(ids, context, mask, view=_stopping_after(num_layers))
+            hidden = model._span_states(ids, context, mask, view=stopping_after(num_layers))
             if both:
                 hidden = torch.cat([hidden[:, :-1], hidden[:, 1:]], dim=-1)
             return [hidden[row, : len(token_ids[i])].float().cpu() for row, i in enumerate(batch)]
 
         lengths = [len(ids) for ids in token_ids]
-        rows = self._map_batches(vectors_of, lengths, batch_size, show_progress_bar, device)
+        rows = map_batches(self, vectors_of, lengths, batch_size, show_progress_bar, device)
         if not all(torch.isfinite(row).all() for row in rows):
             raise ValueError(
                 f"the model returned NaN or infinity in {self.dtype}: load it with "
@@ -400,105 +292,12 @@ class EncodingMixin(CheckpointMixin):
         self.magnet_settings.warn_beyond(longest + extra_tokens)
         return (token_ids, offsets) if return_offsets else token_ids
 
-    def _map_batches(
-        self,
-        vectors_of: Callable[[Any, list[int]], list[torch.Tensor]],
-        lengths: list[int],
-        batch_size: int,
-        show_progress_bar: bool | None,
-        device,
-    ) -> list[torch.Tensor]:
-        """Run `vectors_of(model, indices)` over batches of similar length, on one device or many."""
-        batch_size = whole_number("batch_size", batch_size)
-        devices = chosen_devices(self, device)
-        on_cpu = all(device.type == "cpu" for device in devices)
-        batches = _batches(lengths, batch_size, CPU_BATCH_TOKENS if on_cpu else None)
-        devices = devices[: max(1, len(batches))]
-        models = {device: inference_model(self, device) for device in dict.fromkeys(devices)}
-        if show_progress_bar is None and logging.get_verbosity() <= logging.INFO:
-            show_progress_bar = True
-        unasked = show_progress_bar is None  # tqdm's `disable=None`: only in a terminal
-        bar = tqdm(
-            total=len(lengths), desc="Encoding", unit="text", delay=BAR_DELAY if unasked else 0,
-            disable=None if unasked else not show_progress_bar,
-        )  # fmt: skip
-        results: list[Any] = [None] * len(lengths)
-
-        def work(model, own_batches: list[list[int]]) -> None:
-            with torch.no_grad():
-                for batch in own_batches:
-                    for i, vector in zip(batch, vectors_of(model, batch), strict=True):
-                        results[i] = vector
-                    bar.update(len(batch))
-
-        with bar:
-            _together(
-                partial(work, models[device], batches[i :: len(devices)])
-                for i, device in enumerate(devices)
-            )
-        return results
-
-
-def pooled(
-    hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str, starts: bool
-) -> torch.Tensor:
-    """One vector of the states of each row.
-
-    Args:
-        hidden: (batch, length, hidden).
-        attention_mask: (batch, length) 1 for tokens, 0 for padding on either side.
-        pooling: one of `settings.POOLINGS`.
-        starts: whether rows begin with a start token, which means leave out.
-
-    Returns:
-        (batch, hidden).
-    """
-    order = (
-        attention_mask.long().cumsum(dim=1) * attention_mask
-    )  # (batch, length) 1 at the first token
-    if pooling in ("end", "first"):
-        column = (order if pooling == "end" else order == 1).int().argmax(dim=1)  # (batch,)
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), column]
-    weights = (order - int(starts)).clamp(min=0)  # (batch, length)
-    if pooling == "mean":
-        weights = weights.clamp(max=1)
-    weights = weights.to(hidden)
-    return (weights[:, None] @ hidden)[:, 0] / weights.sum(dim=1, keepdim=True)
-
-
-def _stopping_after(num_layers: int | None) -> View | None:
-    return None if num_layers is None else partial(first_layers, num_layers=num_layers)
-
 
 def check_states(states: str) -> str:
     """`states` of `encode_words`, if it is one."""
     if states not in ("both", "paper"):
         raise ValueError(f"states is {states!r}: give 'both' or 'paper'")
     return states
-
-
-def _together(tasks: Iterable[Callable[[], None]]) -> None:
-    """Run tasks in threads, each of which sees the context of this one: its adapter may be off."""
-    first, *others = tasks
-    if not others:
-        return first()
-    with ThreadPoolExecutor(1 + len(others)) as pool:
-        jobs = [pool.submit(copy_context().run, task) for task in (first, *others)]
-        for job in jobs:
-            job.result()  # raises what its thread raised
-
-
-def _batches(lengths: list[int], batch_size: int, most_tokens: int | None) -> list[list[int]]:
-    """Indices in batches of similar length, the longest first: a memory error comes at once."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        full = not batches or len(batches[-1]) == batch_size
-        if not full and most_tokens is not None:
-            full = (len(batches[-1]) + 1) * lengths[batches[-1][0]] > most_tokens
-        if full:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
 
 
 def _as_list(sentences) -> tuple[list[str], bool]:
@@ -550,18 +349,6 @@ def _word_weights(words: list[str], token_spans: list[tuple[int, int]], index: i
             "characters: leave it out"
         )
     return weights / counts
-
-
-def _pad(token_ids: list[list[int]], device) -> dict[str, torch.Tensor]:
-    """Right-pad rows with zeros, which the attention mask hides."""
-    longest = max(len(ids) for ids in token_ids)
-    rows = [ids + [0] * (longest - len(ids)) for ids in token_ids]
-    mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in token_ids]
-    shape = (len(rows), longest)
-    return {
-        "input_ids": torch.tensor(rows, dtype=torch.long, device=device).reshape(shape),
-        "attention_mask": torch.tensor(mask, dtype=torch.long, device=device).reshape(shape),
-    }
 
 
 def _quantize(vectors: torch.Tensor, precision: Any) -> torch.Tensor:

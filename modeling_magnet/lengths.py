@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from .compat import CACHE
 from .devices import input_device
-from .encoding import EncodingMixin
+from .pooling import PoolingMixin
 
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)"  # initials and titles go on
@@ -55,7 +55,7 @@ def usual_length(parts: Sequence[str], tokens: int, most: int) -> int:
     return min(most, math.ceil(SLACK * tokens / sentences))
 
 
-class LengthsMixin(EncodingMixin):
+class LengthsMixin(PoolingMixin):
     """Finds where to cut what was written into a gap of a guessed length."""
 
     def _best_cut(self, before: list[int], span: list[int], after: list[int]) -> int:

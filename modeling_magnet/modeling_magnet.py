@@ -22,6 +22,7 @@ from transformers.utils import TransformersKwargs
 # Older versions of transformers copy only the files that this one names, so it names them all.
 from .adapters import AdapterMixin  # noqa: F401
 from .aside import written_aside  # noqa: F401
+from .batching import map_batches  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import cache_in, named_cache
@@ -41,6 +42,7 @@ from .masking import (
     sliding_window,
 )
 from .mixin import CausalLM
+from .pooling import PoolingMixin  # noqa: F401
 from .ranking import RankingMixin
 from .saving import SavingMixin
 from .scoring import ScoringMixin  # noqa: F401

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .batching import CPU_BATCH_TOKENS, batches_of
 from .devices import input_device
-from .encoding import CPU_BATCH_TOKENS, EncodingMixin, _batches
 from .layout import Layout
+from .pooling import PoolingMixin
 
 SCORED_TOGETHER = 32
 """Texts in a forward pass, at most."""
@@ -48,7 +49,7 @@ class Infilling(NamedTuple):
     ended: str
 
 
-class ScoringMixin(EncodingMixin):
+class ScoringMixin(PoolingMixin):
     """Scores spans where they stand in the text, in one forward pass."""
 
     def _scores(self, spans: Sequence[tuple[Layout, int, list[int]]]) -> list[SpanScore]:
@@ -60,7 +61,7 @@ class ScoringMixin(EncodingMixin):
         rows = [layout.filled(blank, written) for layout, blank, written in spans]
         found: list[SpanScore | None] = [None] * len(spans)
         lengths = [len(token_ids) for token_ids, _, _ in rows]
-        for batch in _batches(lengths, SCORED_TOGETHER, CPU_BATCH_TOKENS):
+        for batch in batches_of(lengths, SCORED_TOGETHER, CPU_BATCH_TOKENS):
             columns = [
                 *zip(*(rows[i] for i in batch), strict=True),
                 [[1] * lengths[i] for i in batch],

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sentence_transformers.models import Pooling
 from tiny import ARCHITECTURES, SENTENCES, WITHOUT_SDPA, make_model
 
-from modeling_magnet import encoding
-from modeling_magnet.encoding import _batches
+from modeling_magnet import batching
+from modeling_magnet.batching import batches_of
+from modeling_magnet.pooling import pooled
 
 PROMPT = "Given the sentence, find its representation: "
 
@@ -54,7 +55,7 @@ def test_any_texts_come_back_in_order(texts, batch_size):
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 5), st.integers(1, 90))
 def test_batches_hold_each_text_once_and_keep_to_their_bounds(lengths, batch_size, most_tokens):
-    bounded, unbounded = (_batches(lengths, batch_size, most) for most in (most_tokens, None))
+    bounded, unbounded = (batches_of(lengths, batch_size, most) for most in (most_tokens, None))
     assert len(unbounded) == -(-len(lengths) // batch_size)
     for batches in (bounded, unbounded):
         order = [i for batch in batches for i in batch]
@@ -143,8 +144,8 @@ def test_every_pooling_is_that_of_sentence_transformers(tiny, pooling, theirs, s
         hidden = torch.randn(1, 9, 48)
         hidden[:, left : left + 5] = states[:1, :5]
         part = torch.zeros(1, 9).index_fill(1, torch.arange(left, left + 5), 1).long()
-        alone = encoding.pooled(states[:1, :5], torch.ones(1, 5).long(), pooling, start_in_encode)
-        torch.testing.assert_close(encoding.pooled(hidden, part, pooling, start_in_encode), alone)
+        alone = pooled(states[:1, :5], torch.ones(1, 5).long(), pooling, start_in_encode)
+        torch.testing.assert_close(pooled(hidden, part, pooling, start_in_encode), alone)
 
 
 @pytest.mark.parametrize("start_in_encode", [True, False])
@@ -293,7 +294,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("method", ["encode", "encode_tokens", "encode_words", "encode_query"])
 def test_a_long_call_shows_its_progress_in_a_terminal_unless_told(tiny, method, monkeypatch):
     def shown(file, delay=0.0, **arguments) -> str:
-        monkeypatch.setattr(encoding, "BAR_DELAY", delay)
+        monkeypatch.setattr(batching, "BAR_DELAY", delay)
         monkeypatch.setattr("sys.stderr", file)
         getattr(tiny, method)(SENTENCES, batch_size=1, **arguments)
         return file.getvalue()

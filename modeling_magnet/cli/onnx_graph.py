@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..encoding import pooled
 from ..masking import sliding_window
+from ..pooling import pooled
 
 OUTPUTS = ["last_hidden_state", "sentence_embedding"]
 
