@@ -50,6 +50,11 @@ def check_arguments(arguments: Arguments) -> None:
             "distil has a weight, and vector_columns is empty: name the columns of a teacher's vectors, "
             "which modeling_magnet.training.vectors writes"
         )
+    if args.ever("distil") and model.projection_head:
+        raise ValueError(
+            "distil has a weight, and projection_head is true: the head would learn in place of the model, "
+            "and is dropped afterwards: set projection_head: false"
+        )
     if args.guide_margin is not None and not (args.ever("sscl") and data.vector_columns):
         raise ValueError(
             f"guide_margin is {args.guide_margin}: it is for sscl on pairs with a guide's vectors "

@@ -10,7 +10,7 @@ from transformers import Trainer
 from .arguments import OBJECTIVES, OF_PAIRS, MagnetTrainingArguments
 from .collator import IGNORE, MagnetCollator
 from .config import MagnetConfig
-from .data import MagnetDataset
+from .data import MagnetDataset, Pairs
 from .matryoshka import draw, shorter_losses
 from .metrics import compute_metrics, text_figures
 from .objectives import (
@@ -98,14 +98,8 @@ class MagnetTrainer(Trainer):
             model=model, args=args, data_collator=data_collator, train_dataset=train_dataset,
             eval_dataset=eval_dataset, **kwargs,
         )  # fmt: skip
-        pairs, of_pairs = train_dataset.pairs, train_dataset.pairs_per_block
-        if pairs is not None and pairs.classes is not None:
-            batch = self.args.per_device_train_batch_size * of_pairs
-            if batch % 2:
-                raise ValueError(
-                    f"a batch has {batch} texts with a class, which come in twos: give an even number "
-                    "(per_device_train_batch_size)"
-                )
+        if train_dataset.pairs is not None:
+            self._check_batch(train_dataset.pairs, train_dataset.pairs_per_block)
         self.compute_metrics = compute_metrics
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -118,6 +112,21 @@ class MagnetTrainer(Trainer):
         self._logged: dict[
             str, tuple[torch.Tensor, float]
         ] = {}  # sum and steps since the last line
+
+    def _check_batch(self, pairs: Pairs, pairs_per_item: int) -> None:
+        """Raise where a batch has too few sentences for its objective."""
+        batch = self.args.per_device_train_batch_size * pairs_per_item
+        if pairs.classes is not None and batch % 2:
+            raise ValueError(
+                f"a batch has {batch} texts with a class, which come in twos: give an even number "
+                "(per_device_train_batch_size)"
+            )
+        texts = batch * self.args.world_size * len(pairs[0])
+        if self.args.ever("distil") and texts < 3:
+            raise ValueError(
+                f"a batch has {texts} texts, and distil compares each text's similarities to the others: "
+                "give 3 or more (per_device_train_batch_size)"
+            )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """(3,) how many labels `COUNTED` have in the optimizer step, over all processes."""

@@ -192,6 +192,13 @@ def test_bad_data_arguments(arguments, message):
             {"objective_schedule": [{"steps": 1, "supcon": 1}]},
             "not all 0, and label_column is None",
         ),
+        (
+            {
+                "objective_schedule": [{"steps": 1, "distil": 1}],
+                "vector_columns": ["sentence_vector", "paraphrase_vector"],
+            },
+            "set projection_head: false",
+        ),
         ({"guide_margin": 0.1}, "guide_margin is 0.1: it is for sscl on pairs with a guide's"),
         ({"objective_schedule": [{"steps": 1, "distil": 1}]}, "vector_columns is empty: name the"),
         (

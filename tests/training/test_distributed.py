@@ -86,6 +86,7 @@ SCORED = {
 TAUGHT = {
     "vector_columns": ["sentence_vector", "paraphrase_vector"],
     "guide_margin": 0.1,
+    "projection_head": False,
     "objective_schedule": [{"steps": 6, "mntp": 1, "msg": 1, "sscl": 1, "distil": 1}],
 }
 CLASSES = {

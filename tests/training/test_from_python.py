@@ -466,6 +466,11 @@ def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, mess
             ValueError,
             "guide_margin is 0.1, and train_dataset has no pairs with",
         ),
+        (
+            {"train_dataset": TAUGHT, "per_device_train_batch_size": 2},
+            ValueError,
+            "a batch has 2 texts, and distil compares",
+        ),
         ({"guide_margin_strategy": "x"}, ValueError, "is 'x': give absolute or relative"),
         (
             {"train_dataset": CLASSED, "per_device_train_batch_size": 5},

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 from tiny import SENTENCES, make_model
+from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from modeling_magnet import load_magnet
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
@@ -67,6 +68,26 @@ def test_negatives_are_those_of_sentence_transformers(options, asked, tmp_path, 
         tuple(row.values()) for row in expected if row["question"] not in list(row.values())[2:]
     ]
     assert not (tmp_path / "mined.jsonl.shards").exists()
+
+
+def test_a_cross_encoder_decides_within_the_margin(asked, tmp_path):
+    place = str(tmp_path / "judge")
+    config = BertConfig(
+        vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=1, initializer_range=1.0,
+    )  # fmt: skip
+    set_seed(0)
+    BertForSequenceClassification(config).save_pretrained(place)
+    make_model().tokenizer.save_pretrained(place)
+    margin = ["--absolute_margin", "0.001", "--range_max", "9"]
+    mine(parse(asked("by-cosine.jsonl", *margin)))
+    mine(parse(asked("judged.jsonl", *margin, "--cross_encoder", place)))
+    judge, judged = CrossEncoder(place, device="cpu"), read(tmp_path / "judged.jsonl")
+    assert judged and judged != read(tmp_path / "by-cosine.jsonl")
+    for row in judged:
+        anchor, *texts = row.values()
+        positive, *negatives = judge.predict([(anchor, text) for text in texts])
+        assert max(negatives) + 0.001 <= positive + 1e-4
 
 
 def test_what_is_mined_trains(asked, tmp_path):

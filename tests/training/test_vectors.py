@@ -54,7 +54,8 @@ def test_rows_come_back_with_their_vectors_and_train(table, tmp_path, run, capsy
     assert recognize(data.remove_columns("title"), "x")["pairs"].objectives == ("sscl", "distil")
     train(
         run(
-            pairs=[files], pair_columns=["one"], vector_columns=["one_vector"], eval_strategy="no",
+            pairs=[files], pair_columns=["one"], vector_columns=["one_vector"], projection_head=False,
+            eval_strategy="no",
             validation_pairs=[], objective_schedule=[{"steps": 2, "distil": 1, "msg": 1}],
         )
     )  # fmt: skip
