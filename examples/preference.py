@@ -86,7 +86,7 @@ def main(command_line: list[str] | None = None) -> None:
             output_dir=str(output / "hold"),
             objective_schedule=[{"steps": options.hold_steps, "mntp": 1, "msg": 1, "ntp": 1}],
             all_span_fraction=0.5,
-            block_length=128,
+            block_length=tuned.magnet_settings.trained_length or 128,  # what it can, it keeps
             max_span_length=32,
             learning_rate=2e-4,
             **common,

@@ -32,7 +32,7 @@ def save_adapter(folder: Path) -> None:
     adapted.save_pretrained(folder / "adapter")
     make_model().tokenizer.save_pretrained(folder / "adapter")
     config = json.loads((folder / "base" / "config.json").read_text())
-    config["magnet"] = settings | {"pooling": "mean"}
+    config["magnet"] = settings | {"pooling": "mean", "trained_length": 96}
     (folder / "adapter" / "config.json").write_text(json.dumps(config))
 
 
@@ -67,7 +67,8 @@ def test_preference(tmp_path, capsys, monkeypatch):
     figures = printed_table(capsys.readouterr().out)
     assert list(figures) == ["chosen answer preferred, %", "first number"]
     assert len({*figures["first number"][:3]}) == 3  # each stage trained
-    assert load_magnet(tmp_path / "out" / "model").magnet_settings.pooling == "mean"
+    settings = load_magnet(tmp_path / "out" / "model").magnet_settings
+    assert (settings.pooling, settings.trained_length) == ("mean", 96)
 
 
 def test_the_pairs_are_of_two_articles():
