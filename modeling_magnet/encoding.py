@@ -68,7 +68,7 @@ class EncodingMixin(PoolingMixin):
             truncation: cut texts that are longer than the checkpoint's `max_length`, with a warning.
                 False: they raise.
             num_layers: stop after this many layers; the final norm and the pooling are the same, and the
-                later layers do not run. Of use with a model that was trained so, as with `truncate_dim`
+                later layers do not run. Like `truncate_dim`, this needs a model that was trained for it
                 (docs/how-to/matryoshka.md). None: all.
 
         Returns:

@@ -54,7 +54,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
                 is at most as long and ends earlier only at an end token (the paper's setting). None:
                 the gap is somewhat longer than a sentence of the text around it, and the span is cut
                 where it leads best into the suffix (see `lengths`). A streamer and
-                `return_dict_in_generate` show it uncut. Without a suffix, the gap has
+                `return_dict_in_generate` show it uncut. If no text follows the gap, it has
                 `max_new_tokens` positions.
             max_new_tokens: the most that may be written. Default: `span_length`, or 64.
             streamer: gets the span's tokens as they are generated, without the prompt.

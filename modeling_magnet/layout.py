@@ -43,12 +43,12 @@ class Layout:
 
     @property
     def token_ids(self) -> list[int]:
-        """Of the context, in the order of the text."""
+        """Token ids of the context, in the order of the text."""
         return [token for part in self.parts for token in part]
 
     @property
     def positions(self) -> list[int]:
-        """Of the same tokens."""
+        """Position ids of the same tokens."""
         found: list[int] = []
         start = 0
         for part, gap in zip(self.parts, [*self.gaps, 0], strict=True):
