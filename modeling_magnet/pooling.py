@@ -39,9 +39,11 @@ class PoolingMixin(CheckpointMixin):
             (batch, hidden) in the model's dtype.
 
         Raises:
-            TypeError, ValueError: `attention_mask` does not say of each token whether it is one.
+            TypeError, ValueError: `attention_mask` does not say of each token whether it is one, or the
+                model has not so many layers.
         """
-        return self._pool(input_ids, attention_mask, stopping_after(num_layers))
+        view = stopping_after(self._checked_layers(num_layers))
+        return self._pool(input_ids, attention_mask, view)
 
     def _pool(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, view: View | None = None
@@ -137,8 +139,10 @@ def pooled(
     weights = (order - int(starts)).clamp(min=0)  # (batch, length)
     if pooling == "mean":
         weights = weights.clamp(max=1)
-    weights = weights.to(hidden)
-    return (weights[:, None] @ hidden)[:, 0] / weights.sum(dim=1, keepdim=True)
+    shares = weights / weights.sum(
+        dim=1, keepdim=True
+    )  # first: the sum may be too large for float16
+    return (shares.to(hidden)[:, None] @ hidden)[:, 0]
 
 
 def stopping_after(num_layers: int | None) -> View | None:

@@ -229,6 +229,23 @@ def test_layers_after_num_layers_do_not_run_and_the_model_stays_whole():
     assert len(model.model.layers) == model.config.num_hidden_layers == 4
 
 
+@pytest.mark.parametrize("number", [0, -1, 3, True, 1.0])
+def test_pool_refuses_layers_that_the_model_does_not_have(tiny, number):
+    ids = torch.tensor([[5, 6]])
+    with pytest.raises((TypeError, ValueError), match="num_layers is"):
+        tiny.pool(ids, torch.ones_like(ids), num_layers=number)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean"])
+def test_means_of_long_texts_in_float16(pooling):
+    hidden = torch.randn(1, 1024, 8)
+    mask = torch.ones(1, 1024).long()
+    found = pooled(hidden.half(), mask, pooling, True)
+    torch.testing.assert_close(
+        found.float(), pooled(hidden, mask, pooling, True), atol=2e-3, rtol=0
+    )
+
+
 @pytest.mark.parametrize("method", ["encode", "encode_tokens", "encode_words", "encode_query"])
 def test_num_layers_out_of_range(tiny, method):
     for wrong, kind, message in (
