@@ -33,7 +33,8 @@ class SentenceEvaluation(TrainerCallback):
         batch_size: as in `encode`.
 
     Raises:
-        ValueError: a file lacks a column, or its scores are no numbers or all the same.
+        ValueError: a file lacks a column or a sentence, its scores are no numbers or all the same, or two
+            files have the same name.
 
     Example:
         >>> trainer.add_callback(SentenceEvaluation("dev.tsv", "STS12"))
@@ -42,7 +43,11 @@ class SentenceEvaluation(TrainerCallback):
 
     def __init__(self, *sources: Any, prompt_name: str | None = None, batch_size: int = 32):
         self.arguments = {"prompt_name": prompt_name, "batch_size": batch_size}
-        self.tables = {Path(s).stem: read_pairs(Path(s)) for s in sources if _is_file(s)}
+        files = [Path(source) for source in sources if _is_file(source)]
+        names = [path.stem for path in files]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two files would both be called one of {names}: rename one")
+        self.tables = {path.stem: read_pairs(path) for path in files}
         self.tasks = [source for source in sources if not _is_file(source)]
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
@@ -68,7 +73,7 @@ def read_pairs(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
     """Scores and both columns of sentences of a `.tsv` file.
 
     Raises:
-        ValueError: a column is missing, or the scores are no numbers or all the same.
+        ValueError: a column or a sentence is missing, or the scores are no numbers or all the same.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -79,6 +84,11 @@ def read_pairs(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
         scores = np.array([float(row["score"]) for row in rows])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has a score that is no number: {error}") from error
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{path} has a score that is NaN or infinity: leave such rows out")
+    for number, row in enumerate(rows, 2):
+        if not row["sentence1"] or not row["sentence2"]:
+            raise ValueError(f"{path}, line {number}, lacks a sentence: leave such rows out")
     if len(set(scores)) < 2:
         raise ValueError(f"all scores of {path} are {scores[0]}: nothing correlates with them")
     return scores, [row["sentence1"] for row in rows], [row["sentence2"] for row in rows]

@@ -90,6 +90,13 @@ def test_a_task_of_mteb_gives_its_main_score_and_leaves_randomness_alone(table):
     assert state.log_history == [{"epoch": 0.5, "step": 3, **metrics}]
 
 
+def test_two_tables_of_the_same_name_are_refused(table, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "quick.tsv").write_bytes(table.read_bytes())
+    with pytest.raises(ValueError, match="two files would both be called"):
+        SentenceEvaluation(table, tmp_path / "other" / "quick.tsv")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -97,6 +104,8 @@ def test_a_task_of_mteb_gives_its_main_score_and_leaves_randomness_alone(table):
         ("score\tsentence1\tsentence2\n", "has no rows with score"),
         ("score\tsentence1\tsentence2\nhigh\ta\tb\n", "a score that is no number"),
         ("score\tsentence1\tsentence2\n1\ta\tb\n1\tc\td\n", r"all scores of .* are 1.0"),
+        ("score\tsentence1\tsentence2\n1\ta\tb\nnan\tc\td\n", "NaN or infinity"),
+        ("score\tsentence1\tsentence2\n1\ta\tb\n2\tc\n", "line 3, lacks a sentence"),
     ],
 )
 def test_a_table_that_says_nothing_is_refused(tmp_path, content, message):
