@@ -37,7 +37,8 @@ def export(
         truncate_dim: what sentence-transformers is to keep of a vector. For `encoder`.
 
     Raises:
-        ValueError: the format cannot hold this model, or the model has fewer layers or dimensions.
+        ValueError: the format cannot hold this model, the model has fewer layers or dimensions, or
+            sentence-transformers cannot pool as it does.
         FileExistsError: something exists there.
         ModuleNotFoundError: a package that `to` needs is not installed.
     """
@@ -46,6 +47,11 @@ def export(
         gguf_file.check(model, encodes=to in ENCODERS)
     if truncate_dim is not None:
         whole_number("truncate_dim", truncate_dim, most=model.config.hidden_size)
+        if not _pools_elsewhere(model.magnet_settings):
+            raise ValueError(
+                f"--truncate-dim is for sentence-transformers, which cannot pool as this model "
+                f"({model.magnet_settings.pooling}, without the start token): leave it out"
+            )
     merge_adapter(model)
     if num_layers is not None:
         keep_layers(model, num_layers)
@@ -197,11 +203,14 @@ def _save_for_encoding(model: Any, folder: Path, truncate_dim: int | None = None
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(settings.end_token_id)
     tokenizer.save_pretrained(folder)
     _frame_by_special_tokens(model, folder)
-    starts = settings.start_in_encode and settings.start_token_id is not None
-    if (
-        settings.pooling in ("end", "first") or not starts
-    ):  # its means would take in the start token
+    if _pools_elsewhere(settings):
         _write_sentence_transformers_files(model, folder, truncate_dim)
+
+
+def _pools_elsewhere(settings: Any) -> bool:
+    """Whether sentence-transformers can pool so: its means would take in a start token."""
+    starts = settings.start_in_encode and settings.start_token_id is not None
+    return settings.pooling in ("end", "first") or not starts
 
 
 def _frame_by_special_tokens(model: Any, folder: Path) -> None:

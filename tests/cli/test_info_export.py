@@ -173,6 +173,16 @@ def test_an_encoder_export_of_the_first_layers(tmp_path, architecture):
         assert ("1" in layers) == (num_layers is None)
 
 
+def test_a_width_for_sentence_transformers_needs_a_pooling_that_it_has(tmp_path):
+    model = make_model()
+    model.config.magnet = {"pooling": "weighted_mean"}
+    with pytest.raises(ValueError, match=r"cannot pool as this model \(weighted_mean, "):
+        exporting.export(model, "encoder", tmp_path / "out", truncate_dim=8)
+    assert not (tmp_path / "out").exists()
+    model.config.magnet |= {"start_in_encode": False}
+    exporting.export(model, "encoder", tmp_path / "out", truncate_dim=8)
+
+
 def test_what_training_knows_of_widths_is_written_where_others_read_it(magnet, tmp_path):
     model = make_model(num_hidden_layers=2)
     model.config.magnet = {"matryoshka_dims": [48, 16], "matryoshka_layers": [2, 1]}
