@@ -1,10 +1,13 @@
 """What a run can be told: one field, one place, one documentation."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from transformers import TrainingArguments
+
+from modeling_magnet.checks import whole_number
 
 ALL_LINEAR = ["all-linear"]
 """All linear layers of the decoder, whatever their names."""
@@ -419,6 +422,17 @@ class MagnetTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"guide_margin_strategy is {self.guide_margin_strategy!r}: give absolute or relative"
             )
+        if self.guide_margin is not None and not 0 <= self.guide_margin < math.inf:
+            raise ValueError(f"guide_margin is {self.guide_margin}: give 0 or more")
+        if self.guide_margin is not None and self.objective_schedule and not self.ever("sscl"):
+            raise ValueError(
+                f"guide_margin is {self.guide_margin}, and sscl, whose negatives it leaves out, has no weight"
+            )
+        for name in ("matryoshka_dims", "matryoshka_layers"):
+            given = getattr(self, name)
+            if not isinstance(given, (list, tuple)):
+                raise TypeError(f"{name} is {given!r}: give a list of whole numbers")
+            setattr(self, name, [whole_number(f"a number of {name}", number) for number in given])
         sizes = self.matryoshka_dims or self.matryoshka_layers
         if sizes and self.objective_schedule and not self.ever(*OF_PAIRS):
             raise ValueError(

@@ -95,7 +95,7 @@ def _part(dataset: Any, where: str) -> Part:
     kinds = {name: _kind(feature) for name, feature in dataset.features.items()}
     strings = ("string", "large_string")
     texts = tuple(name for name in columns if kinds[name] in strings and name not in LABELS)
-    vectors = tuple(name for name in columns if kinds[name].startswith("list of float"))
+    vectors = tuple(name for name in columns if _is_vector(name, kinds[name]))
     labels = tuple(name for name in columns if name in LABELS and name not in vectors)
     if "text" in texts and not labels and not vectors:
         return Part("text", dataset, ("text",))
@@ -104,6 +104,9 @@ def _part(dataset: Any, where: str) -> Part:
         nothing_else = True
         negatives = tuple(name for name in texts if name.startswith("negative"))
         texts = ("anchor", "positive", *negatives)
+    named = tuple(f"{name}_vector" for name in texts)
+    if set(named) == set(vectors):  # in whatever order they are
+        vectors = named
     if len(vectors) in (0, len(texts)):
         if len(labels) == 1 and len(texts) == 2 and re.match("float|u?int", kinds[labels[0]]):
             return Part("scored", dataset, texts, labels[0], vectors)
@@ -123,6 +126,12 @@ def _kind(feature: Any) -> str:
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         return f"list of {_kind(feature.feature)}"
     return type(feature).__name__
+
+
+def _is_vector(column: str, kind: str) -> bool:
+    return kind.startswith("list of float") or (
+        kind.startswith("list of ") and column.endswith("vector")
+    )
 
 
 def _is_id(column: str) -> bool:

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer
@@ -114,19 +115,45 @@ class MagnetTrainer(Trainer):
         ] = {}  # sum and steps since the last line
 
     def _check_batch(self, pairs: Pairs, pairs_per_item: int) -> None:
-        """Raise where a batch has too few sentences for its objective."""
+        """Raise where an objective has nothing to compare: its loss would be the same whatever the model."""
+        for name, labels in (("cosent", pairs.scores), ("supcon", pairs.classes)):
+            if self.args.ever(name) and labels is not None and len(np.unique(labels)) < 2:
+                what = "score" if name == "cosent" else "class"
+                raise ValueError(
+                    f"all {len(pairs)} rows have the same {what}, and {name} tells different ones apart: give "
+                    "others too"
+                )
         batch = self.args.per_device_train_batch_size * pairs_per_item
         if pairs.classes is not None and batch % 2:
             raise ValueError(
                 f"a batch has {batch} texts with a class, which come in twos: give an even number "
                 "(per_device_train_batch_size)"
             )
-        texts = batch * self.args.world_size * len(pairs[0])
-        if self.args.ever("distil") and texts < 3:
-            raise ValueError(
-                f"a batch has {texts} texts, and distil compares each text's similarities to the others: "
-                "give 3 or more (per_device_train_batch_size)"
-            )
+        batch *= self.args.world_size
+        views = len(pairs[0])
+        for name, count, least, of, why in (
+            (
+                "sscl",
+                batch * max(views - 1, 1),
+                2,
+                "positives and negatives",
+                "a query needs a negative",
+            ),
+            ("cosent", batch, 2, "pairs", "it compares pairs"),
+            ("supcon", batch, 4, "texts", "two of a class need negatives"),
+            (
+                "distil",
+                batch * views,
+                3,
+                "texts",
+                "it compares each text's similarities to the others",
+            ),
+        ):
+            if self.args.ever(name) and count < least:
+                raise ValueError(
+                    f"a batch has {count} {of}, and {name} learns nothing from that, since {why}: give "
+                    f"{least} or more (per_device_train_batch_size)"
+                )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """(3,) how many labels `COUNTED` have in the optimizer step, over all processes."""

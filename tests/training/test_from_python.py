@@ -20,6 +20,7 @@ from modeling_magnet import load_magnet
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
 from modeling_magnet.training.arguments import DataArguments, ModelArguments
 from modeling_magnet.training.card import TEMPLATE
+from modeling_magnet.training.columns import pairs_of, recognize
 from modeling_magnet.training.metrics import spearman
 from modeling_magnet.training.objectives import (
     cosent,
@@ -70,6 +71,12 @@ QUIET = {
 LORA = LoraConfig(r=4, target_modules="all-linear")
 
 
+def changed(data: Dataset, column: str, row: int, value) -> Dataset:
+    values = list(data[column])
+    values[row] = value
+    return data.remove_columns(column).add_column(column, values).select_columns(data.column_names)
+
+
 def config(tmp_path, **changes) -> MagnetConfig:
     return MagnetConfig(output_dir=str(tmp_path / "run"), **(QUIET | changes))
 
@@ -91,6 +98,7 @@ def logged(trainer, name) -> list[float]:
         (TAUGHT, {"distil"}),
         (TAUGHT.rename_columns({"text": "sentence", "vector": "label"}), {"distil"}),
         (TAUGHT_PAIRS, {"sscl", "distil"}),
+        (changed(TAUGHT, "vector", slice(None), np.eye(10, dtype=int).tolist()), {"distil"}),
         (CLASSED, {"supcon"}),
         (CLASSED.cast_column("label", ClassLabel(names=["cat", "dog"])), {"supcon"}),
         (CLASSED.remove_columns("label").add_column("label", [7, 8] * 5), {"supcon"}),
@@ -238,6 +246,16 @@ def test_how_far_the_teacher_is_followed_is_measured(tmp_path):
     taught /= np.linalg.norm(taught, axis=1, keepdims=True)
     expected = spearman((own @ own.T)[upper], (taught @ taught.T)[upper])
     assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_vectors_belong_to_the_texts_that_they_are_named_after():
+    columns = ["positive_vector", "anchor", "anchor_vector", "positive"]
+    part = recognize(TAUGHT_PAIRS.select_columns(columns), "x")["pairs"]
+    np.testing.assert_allclose(
+        pairs_of(part, "x").vectors(3),
+        [TAUGHT_PAIRS[3]["anchor_vector"], TAUGHT_PAIRS[3]["positive_vector"]],
+        atol=1e-6,
+    )
 
 
 def test_the_wheel_holds_every_package_and_no_default_is_a_path_of_the_checkout():
@@ -407,12 +425,6 @@ CLASSES = Dataset.from_dict(
 )
 
 
-def changed(data: Dataset, column: str, row: int, value) -> Dataset:
-    values = list(data[column])
-    values[row] = value
-    return data.remove_columns(column).add_column(column, values).select_columns(data.column_names)
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -469,8 +481,49 @@ def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, mess
         (
             {"train_dataset": TAUGHT, "per_device_train_batch_size": 2},
             ValueError,
-            "a batch has 2 texts, and distil compares",
+            "a batch has 2 texts, and distil learns nothing from that",
         ),
+        (
+            {
+                "train_dataset": TRIPLETS.select_columns(["anchor", "positive"]),
+                "per_device_train_batch_size": 1,
+            },
+            ValueError,
+            "a batch has 1 positives and negatives, and sscl learns nothing .* give 2 or more",
+        ),
+        (
+            {"train_dataset": SCORED, "per_device_train_batch_size": 1},
+            ValueError,
+            "a batch has 1 pairs, and cosent learns nothing",
+        ),
+        (
+            {"train_dataset": CLASSED, "per_device_train_batch_size": 2},
+            ValueError,
+            "a batch has 2 texts, and supcon learns nothing",
+        ),
+        (
+            {"train_dataset": changed(CLASSED, "label", slice(None), ["cat"] * 10)},
+            ValueError,
+            "all 10 rows have the same class, and supcon",
+        ),
+        (
+            {"train_dataset": changed(SCORED, "score", slice(None), [0.5] * 10)},
+            ValueError,
+            "all 10 rows have the same score, and cosent",
+        ),
+        ({"guide_margin": float("nan")}, ValueError, "guide_margin is nan: give 0 or more"),
+        ({"guide_margin": -0.1}, ValueError, "guide_margin is -0.1: give 0 or more"),
+        (
+            {
+                "guide_margin": 0.1,
+                "train_dataset": TAUGHT_PAIRS,
+                "objective_schedule": [{"steps": 1, "distil": 1}],
+            },
+            ValueError,
+            "guide_margin is 0.1, and sscl, .*, has no weight",
+        ),
+        ({"matryoshka_dims": 8}, TypeError, "matryoshka_dims is 8: give a list"),
+        ({"matryoshka_layers": [True]}, TypeError, "a number of matryoshka_layers is True"),
         ({"guide_margin_strategy": "x"}, ValueError, "is 'x': give absolute or relative"),
         (
             {"train_dataset": CLASSED, "per_device_train_batch_size": 5},

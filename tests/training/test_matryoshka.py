@@ -163,13 +163,15 @@ def test_sizes_that_do_not_fit(run, tmp_path):
             {"matryoshka_layers": [2]},
             "matryoshka_layers holds 2: the model has 2 layers, give numbers",
         ),
-        ({"matryoshka_dims": [8, 0]}, "matryoshka_dims holds 0: the model has 48 dimensions"),
+        ({"matryoshka_dims": [8, 48]}, "matryoshka_dims holds 48: the model has 48 dimensions"),
     ):
         args = MagnetConfig(output_dir=str(tmp_path / "run"), **QUIET, **sizes)
         with pytest.raises(ValueError, match=message):
             MagnetTrainer(make_model(), args, train_dataset=PAIRS)
         with pytest.raises(ValueError, match=message):
             make_trainer(run(**sizes, projection_head=False))
+    with pytest.raises(ValueError, match="a number of matryoshka_dims is 0"):
+        MagnetConfig(output_dir=str(tmp_path / "run"), **QUIET, matryoshka_dims=[8, 0])
     with pytest.raises(ValueError, match="set projection_head to false"):
         check_arguments(run(matryoshka_dims=[8]))
     with pytest.raises(ValueError, match="no objective on sentence vectors has a weight"):
