@@ -26,7 +26,13 @@ from tqdm import tqdm
 from modeling_magnet.aside import written_aside
 from modeling_magnet.locking import alone_in
 
-from .vectors import claim, write_vectors
+from .vectors import MADE_OF, claim, write_vectors
+
+OF_VECTORS = (
+    "model", "input", "input_config", "input_split", "columns", "limit", "prompt", "batch_size",
+    "shard_size", "trust_remote_code",
+)  # fmt: skip
+"""The options that vectors depend on."""
 
 THRESHOLDS = ("max_score", "min_score", "absolute_margin", "relative_margin")
 WRITERS = {
@@ -63,8 +69,18 @@ def parse(command_line: list[str]) -> Namespace:
     arguments = parser.parse_args(command_line)
     if Path(arguments.output).suffix not in WRITERS:
         parser.error(f"output is {arguments.output}: give a name that ends in .jsonl or .parquet")
-    if min(arguments.shard_size, arguments.num_negatives) < 1:
-        parser.error("shard_size and num_negatives must be 1 or more")
+    if min(arguments.shard_size, arguments.num_negatives, arguments.limit or 1) < 1:
+        parser.error("shard_size, num_negatives and limit must be 1 or more")
+    if len(set(arguments.columns)) < 2:
+        parser.error(f"columns are {' '.join(arguments.columns)}: a query and its answer are two")
+    last = arguments.range_max
+    if arguments.range_min < 0 or (
+        last is not None and last - arguments.range_min < arguments.num_negatives
+    ):
+        parser.error(
+            f"range_min is {arguments.range_min}, range_max {last}: give a range from 0 on that holds "
+            f"num_negatives ({arguments.num_negatives})"
+        )
     if arguments.cross_encoder and all(getattr(arguments, name) is None for name in THRESHOLDS):
         parser.error(f"a cross_encoder decides with one of {', '.join(THRESHOLDS)}: give one")
     return arguments
@@ -104,9 +120,11 @@ def mine(arguments: Namespace) -> tuple[int, int]:
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         free = ("input", "output", "batch_size")
+        if not any(folder.glob("*.parquet")):  # none is mined: other settings may be
+            (folder / MADE_OF).unlink(missing_ok=True)
         claim(folder, {name: value for name, value in vars(arguments).items() if name not in free})
-        asked = Namespace(**vars(arguments) | {"output": str(folder / "vectors"), "keep": []})
-        files = write_vectors(asked)
+        own = {name: value for name, value in vars(arguments).items() if name in OF_VECTORS}
+        files = write_vectors(Namespace(**own, output=str(folder / "vectors"), keep=[]))
         known = _Known(files, arguments.columns)
         shards = list(_shards(known.pairs, arguments.shard_size))
         paths = [folder / f"{number:05d}.parquet" for number in range(len(shards))]
@@ -118,6 +136,8 @@ def mine(arguments: Namespace) -> tuple[int, int]:
                     pyarrow.parquet.write_table(table, aside)
         found = pa.concat_tables([pyarrow.parquet.read_table(path) for path in paths])
         if not len(found):
+            for path in paths:  # the vectors stay, for the next try
+                path.unlink()
             raise ValueError(
                 f"not one of {len(known.pairs)} pairs has {arguments.num_negatives} negatives: lower "
                 "num_negatives or the margins, or raise range_max"

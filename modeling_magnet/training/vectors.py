@@ -54,6 +54,8 @@ def parse(command_line: list[str]) -> Namespace:
     arguments = parser.parse_args(command_line)
     if arguments.shard_size < 1 or (arguments.limit is not None and arguments.limit < 1):
         parser.error("shard_size and limit must be 1 or more")
+    if len(set(arguments.columns)) < len(arguments.columns):
+        parser.error(f"columns are {' '.join(arguments.columns)}: give each once")
     return arguments
 
 
@@ -74,7 +76,8 @@ def write_vectors(arguments: Namespace) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: the folder was started with other settings or another input, or a source cannot be read.
+        ValueError: the folder was started with other settings, another input or another model, a source
+            cannot be read, or no row has all texts.
         BlockingIOError: another process writes to the folder.
         OSError: there is no such model, or the disk is full.
     """
@@ -82,6 +85,7 @@ def write_vectors(arguments: Namespace) -> list[Path]:
     free = ("input", "output", "batch_size")
     made_of = {name: value for name, value in vars(arguments).items() if name not in free}
     made_of["input"] = identify(arguments.input, arguments.input_config, arguments.input_split)
+    made_of["weights"] = _weights(arguments.model)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         claim(folder, made_of)
@@ -98,6 +102,10 @@ def write_vectors(arguments: Namespace) -> list[Path]:
                 _write(files[-1], _table(rows, arguments, encode))
             bar.update(len(rows))
         bar.close()
+    if not files:
+        raise ValueError(
+            f"no row of {arguments.input} has a text in {', '.join(arguments.columns)}"
+        )
     return files
 
 
@@ -134,6 +142,12 @@ def is_magnet(model: str) -> bool:
     if model.startswith(PYPI) or (Path(model) / "adapter_config.json").is_file():
         return True
     return "magnet" in PreTrainedConfig.get_config_dict(model)[0]
+
+
+def _weights(model: str) -> list:
+    """What differs when the model in a folder is trained again; nothing for an id."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def claim(folder: Path, made_of: dict[str, Any]) -> None:

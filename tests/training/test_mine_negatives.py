@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from modeling_magnet import load_magnet
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
+from modeling_magnet.training import vectors as of_vectors
 from modeling_magnet.training.mine_negatives import main, mine, parse
 
 pytest.importorskip("faiss", reason='pip install -e ".[mine]"')
@@ -134,14 +135,22 @@ def test_a_killed_miner_resumes_to_the_same_file(asked, tmp_path):
         mine(parse(again))
 
 
-def test_what_cannot_be_mined(asked, tmp_path, capsys):
+def test_what_cannot_be_mined(asked, tmp_path, capsys, monkeypatch):
     with pytest.raises(
         ValueError, match="not one of 12 pairs has 2 negatives: lower num_negatives"
     ):
         mine(parse(asked("none.jsonl", "--absolute_margin", "3")))
+    encodings = []
+    monkeypatch.setattr(of_vectors, "load_encoder", lambda *given: encodings.append(given))
+    mine(parse(asked("none.jsonl", "--absolute_margin", "0.001")))  # without encoding again
+    assert not encodings and read(tmp_path / "none.jsonl")
     for more, message in (
         (["--output", "x.csv"], "ends in .jsonl or .parquet"),
         (["--num_negatives", "0"], "must be 1 or more"),
+        (["--limit", "-1"], "must be 1 or more"),
+        (["--range_max", "1"], "give a range from 0 on that holds num_negatives (2)"),
+        (["--range_min", "-1"], "give a range from 0 on"),
+        (["--columns", "answer", "answer"], "a query and its answer are two"),
         (["--cross_encoder", "x"], "decides with one of max_score"),
     ):
         with pytest.raises(SystemExit):

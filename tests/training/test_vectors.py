@@ -94,3 +94,21 @@ def test_a_model_of_sentence_transformers_teaches(table, tmp_path):
     vectors = np.array([row["one_vector"] for row in read(tmp_path / "out")])
     assert vectors.shape == (10, 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_a_model_that_was_trained_again_does_not_resume_another_s_vectors(table, tmp_path):
+    again = [*table, "--output", str(tmp_path / "out")]
+    write_vectors(parse(again))
+    make_model(seed=1).save_pretrained(tmp_path / "tiny")
+    with pytest.raises(ValueError, match=r"started with other settings \(weights was"):
+        write_vectors(parse(again))
+
+
+def test_what_has_no_vectors(table, tmp_path, capsys):
+    (tmp_path / "blank.jsonl").write_text(json.dumps({"one": "", "two": "a", "title": 1}) + "\n")
+    blank = [*table, "--input", str(tmp_path / "blank.jsonl"), "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="no row of .*blank.jsonl.* has a text in one, two"):
+        write_vectors(parse(blank))
+    with pytest.raises(SystemExit):
+        parse([*table, "--columns", "one", "one", "--output", "x"])
+    assert "columns are one one: give each once" in capsys.readouterr().err
