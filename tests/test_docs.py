@@ -19,6 +19,7 @@ from tiny import SENTENCES, make_model
 
 from docs import figures
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet, masking
+from modeling_magnet.training.setup import check_arguments
 from modeling_magnet.training.train import parse
 
 DOCS = ROOT / "docs"
@@ -152,7 +153,9 @@ def test_the_configs_shown_are_configs(tmp_path):
     assert shown
     for block in shown:
         (tmp_path / "shown.yaml").write_text(block.text, encoding="utf-8")
-        model, _, args = parse([str(tmp_path / "shown.yaml"), "--use_cpu", "--bf16", "false"])
+        arguments = parse([str(tmp_path / "shown.yaml"), "--use_cpu", "--bf16", "false"])
+        check_arguments(arguments)  # that a run has the data that its weights need
+        model, _, args = arguments
         content = yaml.safe_load(block.text)
         assert model.model == content["model"] and args.output_dir == content["output_dir"]
 
