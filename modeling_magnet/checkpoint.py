@@ -81,7 +81,7 @@ class CheckpointMixin(AdapterMixin):
 
         Raises:
             ValueError: the checkpoint is of another architecture than the class (a GGUF file over
-                1 GiB is not checked), or the adapter does not fit its base.
+                1 GiB is not checked), it is an encoder export, or the adapter does not fit its base.
             ModuleNotFoundError: a Python package is not installed.
 
         Example:
@@ -136,6 +136,12 @@ class CheckpointMixin(AdapterMixin):
             cls._check_architecture(place, kwargs)
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         model = _model_of(loaded)
+        if getattr(model.config, "is_causal", True) is False:
+            raise ValueError(
+                f"{place} is an encoder (is_causal is false in its config), which cannot generate and lacks "
+                "MAGNET's settings: open it with AutoModel or SentenceTransformer, or load the model that it "
+                "was exported from"
+            )
         if name_or_path is not None:
             model._tokenizer_source = source
             model._loaded_vocabulary = model.config.vocab_size

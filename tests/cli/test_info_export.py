@@ -173,6 +173,12 @@ def test_an_encoder_export_of_the_first_layers(tmp_path, architecture):
         assert ("1" in layers) == (num_layers is None)
 
 
+def test_an_encoder_export_is_not_taken_for_a_model_that_generates(tmp_path):
+    exporting.export(make_model(), "encoder", tmp_path / "out")
+    with pytest.raises(ValueError, match="out is an encoder .*: open it with AutoModel"):
+        load_magnet(tmp_path / "out")
+
+
 def test_a_width_for_sentence_transformers_needs_a_pooling_that_it_has(tmp_path):
     model = make_model()
     model.config.magnet = {"pooling": "weighted_mean"}
