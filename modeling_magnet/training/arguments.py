@@ -31,15 +31,19 @@ class ModelArguments:
             "measures for other models after which token text is predicted best."
         },
     )
-    start_in_encode: bool = field(
-        default=True,
-        metadata={"help": "Whether sentences to encode begin with the start token too."},
+    start_in_encode: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether sentences to encode begin with the start token too. Default: a MAGNET folder's "
+            "setting; of other models yes."
+        },
     )
-    pooling: str = field(
-        default="end",
+    pooling: str | None = field(
+        default=None,
         metadata={
             "help": "A sentence's vector: the state at the end token (`end`, paper) or at the `first` token, "
-            "the `mean` of all states, or the `weighted_mean` where later ones weigh more."
+            "the `mean` of all states, or the `weighted_mean` where later ones weigh more. Default: a MAGNET "
+            "folder's setting; of other models `end`."
         },
     )
     projection_head: bool = field(

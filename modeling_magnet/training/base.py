@@ -170,8 +170,9 @@ def prepare_base(
     settings = model.magnet_settings
     if arguments.start_token != "auto" or not hasattr(model.config, "magnet"):
         settings.start_token_id = resolve_start_token(model, arguments.start_token, texts)
-    settings.start_in_encode = arguments.start_in_encode
-    settings.pooling = arguments.pooling
+    for name in ("start_in_encode", "pooling"):
+        if getattr(arguments, name) is not None:
+            setattr(settings, name, getattr(arguments, name))
     settings.trained_length = trained_length or settings.trained_length
     if args is not None:
         note_sizes(args, settings, model.config)

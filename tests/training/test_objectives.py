@@ -8,8 +8,14 @@ from oracle import allowed
 from tiny import make_model, make_spaced_tokenizer
 from torch import nn
 
+from modeling_magnet import load_magnet
 from modeling_magnet.training.arguments import ModelArguments
-from modeling_magnet.training.base import choose_start_token, for_objectives, single_token_id
+from modeling_magnet.training.base import (
+    choose_start_token,
+    for_objectives,
+    prepare_base,
+    single_token_id,
+)
 from modeling_magnet.training.collator import IGNORE
 from modeling_magnet.training.objectives import (
     MagnetLlamaForObjectives,
@@ -278,3 +284,18 @@ def test_position_ids_reach_the_model(tmp_path):
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     plain = model(input_ids=ids, span_ids=spans, msg_labels=labels).msg
     assert abs(plain - found).item() > 1e-3
+
+
+def test_a_run_keeps_the_pooling_and_the_start_of_a_magnet_folder(tmp_path):
+    """Unless it names others; of another model they are the paper's."""
+    model = make_model()
+    model.config.magnet = {"pooling": "mean", "start_in_encode": False}
+    model.save_pretrained(tmp_path / "folder")
+    place = str(tmp_path / "folder")
+    for name, asked, expected in (
+        ("kept", {}, ("mean", False)),
+        ("changed", {"pooling": "end", "start_in_encode": True}, ("end", True)),
+    ):
+        prepare_base(ModelArguments(model=place, **asked), [], tmp_path / name)
+        settings = load_magnet(tmp_path / name).magnet_settings
+        assert (settings.pooling, settings.start_in_encode) == expected
