@@ -365,7 +365,6 @@ def load_model(
     model: Any = load_base(place, dtype=dtype).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if start_token is not None:
-        settings = model.magnet_settings
-        settings.start_token_id = single_token_id(model.tokenizer, start_token, "start_token")
-        model.config.magnet = settings.to_dict()
+        token_id = single_token_id(model.tokenizer, start_token, "start_token")
+        model.config.magnet = model.magnet_settings.to_dict() | {"start_token_id": token_id}
     return model

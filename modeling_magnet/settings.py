@@ -53,9 +53,12 @@ SHORTEST = 3
 """The least that `max_length` may be."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class MagnetSettings:
     """The settings that a checkpoint was adapted with and must be used with.
+
+    They are read from `config.magnet` and cannot be changed here: set
+    `model.config.magnet = model.magnet_settings.to_dict() | {"pooling": "mean"}`.
 
     Attributes:
         start_token_id: the token that begins every sequence, or None for none. Base models differ in

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sentence_transformers.models import Pooling
 from tiny import ARCHITECTURES, SENTENCES, WITHOUT_SDPA, make_model
 
-from modeling_magnet import batching
+from modeling_magnet import batching, load_magnet
 from modeling_magnet.batching import batches_of
 from modeling_magnet.pooling import pooled
 
@@ -227,6 +227,16 @@ def test_layers_after_num_layers_do_not_run_and_the_model_stays_whole():
     assert ran == [0, 1]
     np.testing.assert_array_equal(model.encode(SENTENCES), whole)
     assert len(model.model.layers) == model.config.num_hidden_layers == 4
+
+
+def test_settings_are_changed_in_the_config_and_nowhere_else(tiny, tmp_path):
+    with pytest.raises(AttributeError, match="cannot assign to field 'pooling'"):
+        tiny.magnet_settings.pooling = "mean"
+    tiny.config.magnet = tiny.magnet_settings.to_dict() | {"pooling": "mean"}
+    tiny.save_pretrained(tmp_path / "model")
+    loaded = load_magnet(tmp_path / "model")
+    assert loaded.magnet_settings.pooling == "mean"
+    np.testing.assert_allclose(loaded.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
 
 
 @pytest.mark.parametrize("number", [0, -1, 3, True, 1.0])

@@ -37,7 +37,7 @@ from modeling_magnet import (
 from modeling_magnet.tokenizing import TextTokenizer
 
 from .arguments import ALL_LINEAR, MagnetTrainingArguments, ModelArguments
-from .matryoshka import note_sizes
+from .matryoshka import sizes_of
 from .objectives import ObjectivesMixin, objectives_class_for
 
 logger = logging.getLogger(__name__)
@@ -167,16 +167,18 @@ def prepare_base(
     if (Path(folder) / "config.json").exists():
         return
     model = load_base(arguments.model, dtype=dtype_of(arguments)).eval()
-    settings = model.magnet_settings
+    settings = model.magnet_settings.to_dict()
     if arguments.start_token != "auto" or not hasattr(model.config, "magnet"):
-        settings.start_token_id = resolve_start_token(model, arguments.start_token, texts)
-    for name in ("start_in_encode", "pooling"):
-        if getattr(arguments, name) is not None:
-            setattr(settings, name, getattr(arguments, name))
-    settings.trained_length = trained_length or settings.trained_length
+        settings["start_token_id"] = resolve_start_token(model, arguments.start_token, texts)
+    named = {
+        "start_in_encode": arguments.start_in_encode,
+        "pooling": arguments.pooling,
+        "trained_length": trained_length,
+    }
+    settings |= {name: value for name, value in named.items() if value is not None}
     if args is not None:
-        note_sizes(args, settings, model.config)
-    model.config.magnet = settings.to_dict()
+        settings |= sizes_of(args, model.config)
+    model.config.magnet = settings
     model.save_pretrained(folder)
 
 

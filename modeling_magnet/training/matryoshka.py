@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..settings import MagnetSettings
 from .arguments import MagnetTrainingArguments
 from .objectives import distillation
 
@@ -66,17 +65,20 @@ def shorter_losses(
     return {name: mean + divergence for name, mean in means.items()}
 
 
-def note_sizes(args: MagnetTrainingArguments, settings: MagnetSettings, config: Any) -> None:
-    """Note in a checkpoint's settings which widths and layers the run trains, the whole ones included.
+def sizes_of(args: MagnetTrainingArguments, config: Any) -> dict[str, list[int]]:
+    """What a checkpoint's settings note of the widths and layers that a run trains, the whole ones included.
 
     Args:
-        args: of the run; where it trains none, the settings stay as they are.
-        settings: of the model.
+        args: of the run.
         config: the model's.
+
+    Returns:
+        Settings by name; none where the run trains none.
 
     Raises:
         ValueError: the model has not more layers or dimensions than one of them.
     """
+    sizes = {}
     for name, numbers, held, what in (
         ("matryoshka_layers", args.matryoshka_layers, config.num_hidden_layers, "layers"),
         ("matryoshka_dims", args.matryoshka_dims, config.hidden_size, "dimensions"),
@@ -88,4 +90,5 @@ def note_sizes(args: MagnetTrainingArguments, settings: MagnetSettings, config: 
                     f"{held - 1}"
                 )
         if numbers:
-            setattr(settings, name, sorted({*numbers, held}))
+            sizes[name] = sorted({*numbers, held})
+    return sizes

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from modeling_magnet import MagnetMixin, MagnetSettings, magnet_class_for
+from modeling_magnet import MagnetMixin, magnet_class_for
 
 from .arguments import OBJECTIVES, ExampleArguments, MagnetTrainingArguments
 from .base import load_base, resolve_start_token, single_token_id
@@ -24,7 +24,7 @@ from .collator import MagnetCollator
 from .columns import FITS, Part, pairs_of, recognize, text_rows
 from .config import MagnetConfig
 from .data import Blocks, MagnetDataset, Pairs
-from .matryoshka import note_sizes
+from .matryoshka import sizes_of
 from .objectives import ObjectivesMixin, objectives_class_for
 from .tables import cut_into_blocks
 
@@ -207,7 +207,7 @@ def _as_magnet(model: Any) -> MagnetMixin:
 
 def _settle(model: MagnetMixin, args: MagnetConfig, parts: dict[str, Part]) -> None:
     """Note in the config which start token the model has, and how long the texts are that it sees."""
-    settings: MagnetSettings = model.magnet_settings
+    settings = model.magnet_settings.to_dict()
     given = getattr(model.config, "magnet", None)
     if args.start_token != "auto" or (not given and "text" in parts):
         texts = (
@@ -215,11 +215,11 @@ def _settle(model: MagnetMixin, args: MagnetConfig, parts: dict[str, Part]) -> N
             if (args.start_token == "auto")
             else []
         )
-        settings.start_token_id = resolve_start_token(model.eval(), args.start_token, texts)
-    note_sizes(args, settings, model.config)
+        settings["start_token_id"] = resolve_start_token(model.eval(), args.start_token, texts)
+    settings |= sizes_of(args, model.config)
     if "text" in parts:
-        settings.trained_length = args.block_length // min(args.cut_blocks)
-    model.config.magnet = settings.to_dict()
+        settings["trained_length"] = args.block_length // min(args.cut_blocks)
+    model.config.magnet = settings
 
 
 def _in_training(model: MagnetMixin, peft_config: PeftConfig | None) -> ObjectivesMixin | PeftModel:

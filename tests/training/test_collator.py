@@ -1,6 +1,7 @@
 """Spans, masks and prompts as section 3.2 and appendix A have them."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_a_control_token_in_a_pair_is_text():
     block = items(1)[0].block
     for split in (True, False):
         collate = make_collator()
-        collate.settings.split_special_tokens = split
+        collate.settings = replace(collate.settings, split_special_tokens=split)
         ids = collate([Item(0, block, None, pairs)])["pair_input_ids"]
         assert (1 in ids) is not split
 
