@@ -46,11 +46,11 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/grl"))
     options = parser.parse_args(command_line)
 
-    model = whole(options.model, options.output / "base").eval()
     if options.triplets:
-        triplets = read(options.triplets)
+        triplets = read(options.triplets, ("anchor", "positive", "negative"))
     else:
         triplets = sentences_of_paragraphs(read(DATA / "wiki-train.jsonl"), per_paragraph=2)
+    model = whole(options.model, options.output / "base").eval()
     before = measure(model, options.count)
     trainer = GRLTrainer(
         model=model,

@@ -99,6 +99,25 @@ def sentences_of_paragraphs(
     return triplets
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a JSON lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+def read(path: Path, columns: tuple[str, ...] = ()) -> list[dict[str, str]]:
+    """The rows of a JSON lines file, each with a text in all columns.
+
+    Raises:
+        SystemExit: the file cannot be used; the message says where.
+    """
+    rows: list[dict[str, str]] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                row = json.loads(line) if line.strip() else None
+                if row is None:
+                    continue
+                for name in columns:
+                    if not isinstance(row, dict) or not str(row.get(name) or "").strip():
+                        raise SystemExit(f"{path}, line {number}, has no text in {name}")
+                rows.append(row)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise SystemExit(f"{path} has no rows")
+    return rows

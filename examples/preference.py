@@ -46,7 +46,8 @@ def main(command_line: list[str] | None = None) -> None:
     options = parser.parse_args(command_line)
     output = options.output
 
-    pairs = read(options.pairs) if options.pairs else sample("wiki-train.jsonl")
+    columns = ("prompt", "chosen", "rejected")
+    pairs = read(options.pairs, columns) if options.pairs else sample("wiki-train.jsonl")
     held_out = sample("wiki-validation.jsonl")[: options.count]
     common: dict[str, Any] = {
         "per_device_train_batch_size": options.batch_size,

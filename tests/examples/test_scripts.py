@@ -181,3 +181,21 @@ def test_adapt(folder, tmp_path, capsys):
     seen = (output / "train.txt").read_text(encoding="utf-8").splitlines()
     assert len(seen) > 1000 and not {" ".join(text.split()) for text in held_out} & set(seen)
     assert (output / "model" / "config.json").exists() and (output / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "x.jsonl cannot be read: .*No such file"),
+        ("", "x.jsonl has no rows"),
+        ("{broken", "x.jsonl cannot be read"),
+        ('{"anchor": "a", "positive": "b"}', "x.jsonl, line 1, has no text in negative"),
+        ('{"anchor": "a", "positive": " ", "negative": "c"}', "line 1, has no text in positive"),
+        ("[1]", "line 1, has no text in anchor"),
+    ],
+)
+def test_a_file_that_cannot_be_trained_on_is_named(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        measuring.read(tmp_path / "x.jsonl", ("anchor", "positive", "negative"))
