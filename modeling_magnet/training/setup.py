@@ -50,6 +50,11 @@ def check_arguments(arguments: Arguments) -> None:
             "distil has a weight, and vector_columns is empty: name the columns of a teacher's vectors, "
             "which modeling_magnet.training.vectors writes"
         )
+    if data.vector_columns and not args.ever("distil") and args.guide_margin is None:
+        raise ValueError(
+            f"vector_columns is {data.vector_columns}, and nothing reads them: give distil a weight, or set "
+            "guide_margin"
+        )
     if args.ever("distil") and model.projection_head:
         raise ValueError(
             "distil has a weight, and projection_head is true: the head would learn in place of the model, "

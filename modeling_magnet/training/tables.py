@@ -229,6 +229,11 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
             if label_column is not None:
                 if row.get(label_column) is None:
                     raise ValueError(f"row {counts['rows read']} of {source} has no {label_column}")
+                if isinstance(row[label_column], (list, dict)):
+                    raise ValueError(
+                        f"the {label_column} of row {counts['rows read']} of {source} is "
+                        f"{row[label_column]!r:.60}: give one class, a text or a number"
+                    )
                 pair["class"] = groups.setdefault(row[label_column], len(groups))
                 counts["classes"] = len(groups)
             if vector_columns:

@@ -202,8 +202,17 @@ def test_bad_data_arguments(arguments, message):
         ({"guide_margin": 0.1}, "guide_margin is 0.1: it is for sscl on pairs with a guide's"),
         ({"objective_schedule": [{"steps": 1, "distil": 1}]}, "vector_columns is empty: name the"),
         (
-            {"pair_columns": ["sentence"], "vector_columns": ["sentence_vector"]},
+            {
+                "pair_columns": ["sentence"],
+                "vector_columns": ["sentence_vector"],
+                "objective_schedule": [{"steps": 1, "distil": 1, "sscl": 1}],
+                "projection_head": False,
+            },
             "works on two texts",
+        ),
+        (
+            {"vector_columns": ["sentence_vector", "paraphrase_vector"]},
+            "nothing reads them: give distil a weight, or set guide_margin",
         ),
     ],
 )

@@ -615,3 +615,9 @@ def test_counts_as_a_table():
     assert counts_table("text", {"rows read": 1200, "blocks": 3}) == (
         "text\n  rows read          1,200\n  blocks                 3"
     )
+
+
+def test_a_class_that_is_a_list_is_refused(tmp_path):
+    rows = [{"a": "x", "label": ["u"]}, {"a": "y", "label": ["u"]}]
+    with pytest.raises(ValueError, match=r"the label of row 1 of .* is \['u'\]: give one class"):
+        read_pairs(pair_arguments(tmp_path, rows, ["a"], label_column="label"))
