@@ -56,6 +56,7 @@ def main(command_line: list[str] | None = None) -> None:
             max_span_length=32,
             pair_length=96,
             pairs_per_block=4,
+            pair_chunk=16,
             per_device_train_batch_size=options.batch_size * (4 if options.labels_only else 1),
             learning_rate=options.learning_rate,
             temperature=0.05,
