@@ -1,0 +1,83 @@
+"""Sentences of plain text, as many of each document: what a teacher's vectors are computed of.
+
+    python -m modeling_magnet.training.sentences --input wiki/*.parquet --group_column title --output sentences.jsonl
+"""
+
+import json
+import random
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from modeling_magnet.aside import written_aside
+
+from .paraphrase import split
+from .sources import Row, read_rows
+
+
+def draw(
+    rows: Iterable[Row], column: str, group: str, words: tuple[int, int], count: int, seed: int = 0
+) -> list[Row]:
+    """As many sentences of each document that has them, in the order of the documents.
+
+    Args:
+        rows: with a text each.
+        column: which column that is.
+        group: the column of a document's name, whose rows need not stand together.
+        words: fewest and most of a sentence.
+        count: sentences of each document.
+        seed: of the draws.
+
+    Example:
+        >>> rows = [{"text": "A cat sleeps. A dog runs. It rains.", "title": "Pets"}]
+        >>> draw(rows, "text", "title", words=(2, 9), count=2)
+        [{'sentence': 'A dog runs.', 'title': 'Pets'}, {'sentence': 'It rains.', 'title': 'Pets'}]
+    """
+    documents: dict[str, list[str]] = {}
+    for row in rows:
+        found = [s for s in split(row[column]) if words[0] <= s.count(" ") + 1 <= words[1]]
+        documents.setdefault(row[group], []).extend(found)
+    generator = random.Random(seed)
+    return [
+        {"sentence": sentence, group: name}
+        for name, sentences in documents.items()
+        if len(sentences) >= count
+        for sentence in generator.sample(sentences, count)
+    ]
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """The command."""
+    parser = ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--input", nargs="+", required=True, help=".jsonl, .parquet")
+    parser.add_argument("--column", default="text", help="column that holds the text")
+    parser.add_argument("--group_column", required=True, help="column that names the document")
+    parser.add_argument("--min_words", type=int, default=5, help="fewest of a sentence")
+    parser.add_argument("--max_words", type=int, default=30, help="most of a sentence")
+    parser.add_argument("--count", type=int, default=8, help="sentences of each document")
+    parser.add_argument("--limit", type=int, help="only the first so many sentences")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--output", type=Path, required=True, help=".jsonl to write")
+    options = parser.parse_args(command_line)
+    if not 1 <= options.min_words <= options.max_words or options.count < 1:
+        parser.error(
+            f"--min_words {options.min_words} --max_words {options.max_words} --count {options.count}: "
+            "give 1 or more, and no more at least than at most"
+        )
+    columns, words = (options.column, options.group_column), (options.min_words, options.max_words)
+    rows = read_rows(options.input, columns, counts=Counter())
+    found = draw(rows, *columns, words, options.count, options.seed)[: options.limit]
+    if not found:
+        raise SystemExit(f"no document has {options.count} sentences of {words[0]} to {words[1]} words")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(options.output) as aside, aside.open("w", encoding="utf-8") as file:
+        for row in found:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    print(f"wrote {len(found):,} sentences to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
