@@ -267,6 +267,11 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
     found.pop("gguf_file", None)
     adapter = find_adapter_config_file(str(place), **found)
     base = _base_of_adapter(Path(adapter).parent) if adapter else None
+    if base is None and not Path(place).exists():
+        raise OSError(
+            f"the folder {str(place)!r} does not exist, and no model was loaded from the Hub by that "
+            f"name: {missing}"
+        ) from missing
     if base is None:
         raise missing
     _refuse_stacked(str(place), adapter_on_it)

@@ -319,6 +319,12 @@ def test_a_folder_that_does_not_exist_is_called_so(place):
             load(place)
 
 
+def test_a_folder_that_reads_like_an_id_is_not_laid_on_the_network_alone():
+    for load in (load_magnet, MagnetLlamaForCausalLM.from_pretrained):
+        with pytest.raises(OSError, match="the folder 'outputs/nope' does not exist, and no model"):
+            load("outputs/nope")
+
+
 def test_a_file_in_place_of_a_folder_is_called_so(tmp_path, tiny):
     tiny.save_pretrained(tmp_path)
     with pytest.raises(NotADirectoryError, match="config.json is a file: give the folder"):

@@ -1,6 +1,6 @@
 """Sentences of plain text, as many of each document: what a teacher's vectors are computed of.
 
-    python -m modeling_magnet.training.sentences --input wiki/*.parquet --group_column title --output sentences.jsonl
+python -m modeling_magnet.training.sentences --input wiki/*.parquet --group_column title --output sentences.jsonl
 """
 
 import json
@@ -71,7 +71,9 @@ def main(command_line: list[str] | None = None) -> None:
     rows = read_rows(options.input, columns, counts=Counter())
     found = draw(rows, *columns, words, options.count, options.seed)[: options.limit]
     if not found:
-        raise SystemExit(f"no document has {options.count} sentences of {words[0]} to {words[1]} words")
+        raise SystemExit(
+            f"no document has {options.count} sentences of {words[0]} to {words[1]} words"
+        )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(options.output) as aside, aside.open("w", encoding="utf-8") as file:
         for row in found:

@@ -43,7 +43,11 @@ RECIPES |= {
     for name in ("text-gpu", "every-length")
 }
 RECIPES["matryoshka"] = [*RECIPES["released-all"], CONFIGS / "matryoshka.yaml"]
-RECIPES["distilled"] = [*RECIPES["released-all"], CONFIGS / "distilled.yaml"]
+RECIPES["distilled"] = [*RECIPES["released-pairs"], CONFIGS / "distilled.yaml"]
+RECIPES["distilled-all"] = [
+    *RECIPES["distilled"],
+    *(CONFIGS / f"{name}.yaml" for name in ("released-all", "distilled-all")),
+]
 """Each config, after those that its head says it goes over."""
 
 
