@@ -37,7 +37,7 @@ def build_environment(folder: Path) -> str:
 
 
 def write_folder(model: Path, folder: Path) -> None:
-    """Write a MAGNET folder's Llama for transformers 4.44: the same weights, names that it knows.
+    """Write a Magnet folder's Llama for transformers 4.44: the same weights, names that it knows.
 
     Raises:
         ValueError: the model is no Llama with plain rotary embeddings.

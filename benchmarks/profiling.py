@@ -51,7 +51,7 @@ def main(command_line: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("job", choices=JOBS)
-    add("--model", required=True, help="a MAGNET folder")
+    add("--model", required=True, help="a Magnet folder")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--sentences", type=int, default=96, help="mixed ones, of encode (a divisor of 480)")

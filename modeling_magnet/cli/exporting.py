@@ -99,7 +99,7 @@ def keep_layers(model: Any, num_layers: int) -> None:
 
 
 def export_magnet(model: Any, folder: Path) -> None:
-    """The MAGNET folder, with whole weights."""
+    """The Magnet folder, with whole weights."""
     model.save_pretrained(folder)
 
 

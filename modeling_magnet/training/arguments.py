@@ -27,14 +27,14 @@ class ModelArguments:
     start_token: str = field(
         default="auto",
         metadata={
-            "help": "Token that begins every sequence, or `none`. `auto` takes a MAGNET folder's setting, and "
+            "help": "Token that begins every sequence, or `none`. `auto` takes a Magnet folder's setting, and "
             "measures for other models after which token text is predicted best."
         },
     )
     start_in_encode: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether sentences to encode begin with the start token too. Default: a MAGNET folder's "
+            "help": "Whether sentences to encode begin with the start token too. Default: a Magnet folder's "
             "setting; of other models yes."
         },
     )

@@ -152,11 +152,11 @@ def prepare_base(
     trained_length: int | None = None,
     args: MagnetTrainingArguments | None = None,
 ) -> None:
-    """Write the base as a MAGNET folder, its start token settled, unless the folder is there.
+    """Write the base as a Magnet folder, its start token settled, unless the folder is there.
 
     Args:
         arguments: of the run.
-        texts: to measure the start token on where it is `auto` and the base is no MAGNET folder.
+        texts: to measure the start token on where it is `auto` and the base is no Magnet folder.
         folder: written whole or not at all.
         trained_length: of the settings, the longest text of the run; None: as the base has it.
         args: of the run, whose widths and layers the settings note.

@@ -24,7 +24,7 @@ class MagnetConfig(ExampleArguments, MagnetTrainingArguments):
     start_token: str = field(
         default="auto",
         metadata={
-            "help": "Token that begins every sequence; `none` is none; `auto` is what a MAGNET folder says, "
+            "help": "Token that begins every sequence; `none` is none; `auto` is what a Magnet folder says, "
             "and for other models is measured on the text, or without text is the tokenizer's."
         },
     )

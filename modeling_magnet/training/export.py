@@ -1,4 +1,4 @@
-"""From a trained model to folders: the adapter on its base, and the merged MAGNET folder."""
+"""From a trained model to folders: the adapter on its base, and the merged Magnet folder."""
 
 import json
 import shutil

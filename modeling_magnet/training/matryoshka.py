@@ -53,7 +53,7 @@ def shorter_losses(
         the early similarities from the last layer's added, which stay as they are.
     """
     # The paper compares the vectors' own softmax over their dimensions. In a decoder one dimension of
-    # the state is so much larger than the others that this softmax is 1 there, whatever the text.
+    # the state is so much larger than the others that this softmax is near 1 there, whatever the text.
     whole = [vectors] if early is None else [vectors, early]
     shorter = whole[1:] + ([v[..., :width] for v in whole] if width is not None else [])
     found = [losses_of(version) for version in shorter]

@@ -256,7 +256,7 @@ class ObjectivesMixin(MagnetMixin):
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
-    # A checkpoint of a run is transformers' own; `modeling_magnet.training.export` writes the MAGNET folder.
+    # A checkpoint of a run is transformers' own; `modeling_magnet.training.export` writes the Magnet folder.
     save_pretrained = PreTrainedModel.save_pretrained  # type: ignore[assignment]
 
     def _init_weights(self, module):

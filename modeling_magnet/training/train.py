@@ -5,8 +5,8 @@
     python -m modeling_magnet.training.train training/configs/smollm2-135m.yaml training/configs/ablations/mntp.yaml
     accelerate launch --config_file training/accelerate/ddp.yaml -m modeling_magnet.training.train CONFIG
 
-Of several configs, later ones win. Writes under `output_dir`: `base/` (the base as a MAGNET folder),
-`adapter/` (LoRA only), `model/` (the merged MAGNET folder), results and curves, and the run's
+Of several configs, later ones win. Writes under `output_dir`: `base/` (the base as a Magnet folder),
+`adapter/` (LoRA only), `model/` (the merged Magnet folder), results and curves, and the run's
 checkpoints. Run again after a kill, it resumes from the last complete checkpoint. Two runs in one
 `output_dir` at a time are refused.
 """

@@ -297,7 +297,7 @@ class MagnetTrainer(Trainer):
             self._logged[name] = (total + value.detach(), steps + 1 / batches)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what `load_magnet` opens: the MAGNET folder, or the adapter with its settings and code.
+        """Write what `load_magnet` opens: the Magnet folder, or the adapter with its settings and code.
 
         The Trainer's own checkpoints are transformers' plain ones, to resume from.
 
