@@ -237,7 +237,7 @@ class EncodingMixin(PoolingMixin):
         return vectors[0] if single else vectors
 
     def _token_vectors(
-        self, token_ids, batch_size, show_progress_bar, device, num_layers, both=False
+        self, token_ids, batch_size, show_progress_bar, device, num_layers=None, both=False
     ):
         """Outputs at the position before each token, (tokens, hidden); and with `both` at the token."""
         num_layers = self._checked_layers(num_layers)

