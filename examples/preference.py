@@ -60,7 +60,7 @@ def main(command_line: list[str] | None = None) -> None:
     model = whole(options.model, output / "base")
     tokenizer = model.tokenizer
     figures = [measured(model.eval(), held_out, options.count)]
-    sft = SFTTrainer(
+    sft: Any = SFTTrainer(
         model=model,
         args=SFTConfig(str(output / "sft"), max_steps=options.steps, learning_rate=2e-4, **common),
         train_dataset=Dataset.from_list(
@@ -70,7 +70,7 @@ def main(command_line: list[str] | None = None) -> None:
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     sft.train()
-    dpo = DPOTrainer(
+    dpo: Any = DPOTrainer(
         model=sft.model,  # whose adapter is trained on, and compared with what it was
         args=DPOConfig(str(output / "dpo"), max_steps=options.steps, learning_rate=5e-5, **common),
         train_dataset=Dataset.from_list(pairs),
