@@ -200,7 +200,7 @@ class CheckpointMixin(AdapterMixin):
                 ) from error
             if len(tokenizer) * 10 < self.config.vocab_size:  # older versions make one up
                 raise ValueError(
-                    f"the tokenizer in {path} does not fit: it has {len(tokenizer)} tokens, but the model "
+                    f"no tokenizer in {path} could be loaded that fits: it has {len(tokenizer)} tokens, the model "
                     f"has {self.config.vocab_size}: {SET}"
                 )
             if self._loaded_vocabulary not in (None, self.config.vocab_size):
