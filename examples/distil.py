@@ -14,13 +14,11 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from evaluation.common.figures import table
 from modeling_magnet import load_magnet
-from modeling_magnet.training import MagnetConfig, MagnetTrainer
 from modeling_magnet.training.vectors import load_encoder
 
-from .fine_tune import ROOT
-from .measuring import DATA, measure, read
+from .fine_tune import ROOT, tune
+from .measuring import DATA, read
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -40,36 +38,10 @@ def main(command_line: list[str] | None = None) -> None:
     rows = read(DATA / "pairs-train.jsonl")
     texts = [row[name] for row in rows for name in ("sentence", "paraphrase")]
     texts = texts[: 12 * options.batch_size * options.steps]
-    data = {"teacher": Dataset.from_dict({"text": texts, "vector": encode(texts).tolist()})}
-    weights = {"distil": 1}
-    if not options.teacher_only:
-        data["text"] = Dataset.from_list(read(DATA / "wiki-train.jsonl"))
-        weights = {"mntp": 1, "msg": 1, "distil": 4}
-    model = load_magnet(options.model).eval()
-    before = measure(model, options.count)
-    trainer = MagnetTrainer(
-        model=model,
-        args=MagnetConfig(
-            output_dir=str(options.output / "run"),
-            objective_schedule=[{"steps": options.steps} | weights],
-            block_length=128,
-            max_span_length=32,
-            pair_length=48,
-            pairs_per_block=12,
-            per_device_train_batch_size=options.batch_size * (12 if options.teacher_only else 1),
-            learning_rate=options.learning_rate,
-            temperature=0.05,
-            logging_steps=10,
-            save_strategy="no",
-            report_to="none",
-        ),
-        train_dataset=data,
-    )
-    trainer.train()
-    trainer.save_model(str(options.output / "model"))
-    after = measure(load_magnet(options.output / "model").eval(), options.count)
-    print("\n" + table({"before": before, "after": after}))
-    print(f"\nThe distilled model: {options.output / 'model'}")
+    taught = Dataset.from_dict({"text": texts, "vector": encode(texts).tolist()})
+    shape = {"pair_length": 48, "pairs_per_block": 12}
+    model = load_magnet(options.model)
+    tune(model, taught, {"distil": 4.0}, options, text=not options.teacher_only, **shape)
 
 
 def minilm() -> str:

@@ -11,6 +11,7 @@ of the same article. The checkpoint's adapter is trained on, together with the t
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -36,17 +37,44 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/fine-tuned"))
     options = parser.parse_args(command_line)
 
-    model = load_magnet(options.model).eval()
+    model = load_magnet(options.model)
     if options.triplets:
         triplets = read(options.triplets)
     else:
         triplets = sentences_of_paragraphs(read(DATA / "wiki-train.jsonl"), per_paragraph=2)
-    data = {"labels": Dataset.from_list(triplets)}
-    weights = {"sscl": 1}
-    if not options.labels_only:
-        data["text"] = Dataset.from_list(read(DATA / "wiki-train.jsonl"))
-        weights = {"mntp": 1, "msg": 1, "sscl": 9}
-    before = measure(model, options.count)
+    labels = Dataset.from_list(triplets)
+    shape = {"pair_length": 96, "pairs_per_block": 4, "pair_chunk": 16}
+    tune(model, labels, {"sscl": 9.0}, options, text=not options.labels_only, **shape)
+
+
+def tune(
+    model: Any,
+    labels: Dataset,
+    weights: dict[str, float],
+    options: argparse.Namespace,
+    *,
+    text: bool,
+    pairs_per_block: int,
+    **settings: Any,
+) -> None:
+    """Train a model's adapter on, print what it does before and after, and save it.
+
+    Args:
+        model: of `load_magnet`.
+        labels: what the sentence vectors are trained on.
+        weights: of the objectives on these, beside 1 for those on text; without text they are 1 too.
+        options: `steps`, `batch_size`, `learning_rate`, `count` and `output`.
+        text: whether the text objectives are trained in the same steps.
+        pairs_per_block: rows of `labels` for each block of text.
+        settings: further ones of `MagnetConfig`.
+    """
+    data, rows = {"labels": labels}, pairs_per_block
+    if not text:
+        weights = dict.fromkeys(weights, 1.0)
+    else:
+        data["text"], rows = Dataset.from_list(read(DATA / "wiki-train.jsonl")), 1
+        weights = {"mntp": 1.0, "msg": 1.0} | weights
+    before = measure(model.eval(), options.count)
     trainer = MagnetTrainer(
         model=model,
         args=MagnetConfig(
@@ -54,15 +82,14 @@ def main(command_line: list[str] | None = None) -> None:
             objective_schedule=[{"steps": options.steps} | weights],
             block_length=128,
             max_span_length=32,
-            pair_length=96,
-            pairs_per_block=4,
-            pair_chunk=16,
-            per_device_train_batch_size=options.batch_size * (4 if options.labels_only else 1),
+            pairs_per_block=pairs_per_block,
+            per_device_train_batch_size=options.batch_size * rows,
             learning_rate=options.learning_rate,
             temperature=0.05,
             logging_steps=10,
             save_strategy="no",
             report_to="none",
+            **settings,
         ),
         train_dataset=data,
     )
@@ -70,7 +97,7 @@ def main(command_line: list[str] | None = None) -> None:
     trainer.save_model(str(options.output / "model"))
     after = measure(load_magnet(options.output / "model").eval(), options.count)
     print("\n" + table({"before": before, "after": after}))
-    print(f"\nThe fine-tuned model: {options.output / 'model'}")
+    print(f"\nThe model: {options.output / 'model'}")
 
 
 if __name__ == "__main__":

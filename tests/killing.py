@@ -1,7 +1,14 @@
-"""Kills a process at each of the steps in which it changes names on disk."""
+"""Kills a process: at each of the steps in which it changes names on disk, or when a file is there."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 STEPS = ("mkdir", "rename", "replace", "unlink", "rmdir", "utime")
 """What `pathlib` and `shutil` change names by, and the end of a copy."""
@@ -53,6 +60,16 @@ def stopped_at_each_step(
                 pass
         yield step
         step += 1
+
+
+def kill_when(file: Path, *arguments) -> None:
+    """Start a Python process with these arguments, and kill it as soon as a file exists."""
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
+    while not file.exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
 
 
 def _stop():

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from modeling_magnet.aside import written_aside
 from modeling_magnet.locking import alone_in
 
-from .vectors import MADE_OF, claim, write_vectors
+from .vectors import MADE_OF, add_options, claim, write_vectors
 
 OF_VECTORS = (
     "model", "input", "input_config", "input_split", "columns", "limit", "prompt", "batch_size",
@@ -45,12 +45,7 @@ def parse(command_line: list[str]) -> Namespace:
     """Read the command line."""
     parser = ArgumentParser(formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--model", required=True, help="Magnet or sentence-transformers: folder or Hub id")
-    add("--input", nargs="+", required=True, help=".jsonl, .parquet, or an id of `datasets`")
-    add("--input_config", help="configuration of a `datasets` id")
-    add("--input_split", default="train", help="split of a `datasets` id")
     add("--columns", nargs=2, default=["anchor", "positive"], help="a query and its answer")
-    add("--limit", type=int, help="only the first so many rows")
     add("--output", required=True, help=".jsonl or .parquet: anchor, positive, negative_1, ...")
     add("--num_negatives", type=int, default=1, help="for each pair; pairs with fewer are left out")
     add("--range_min", type=int, default=0, help="nearest texts to skip")
@@ -61,11 +56,8 @@ def parse(command_line: list[str]) -> Namespace:
     add("--absolute_margin", type=float, help="a negative is so much farther than the positive")
     add("--relative_margin", type=float, help="the same as a share of the positive's cosine")
     add("--cross_encoder", help="folder or Hub id; its scores count for the margins and limits")
-    add("--prompt", help="text before each text; default: the model's own")
-    add("--batch_size", type=int, default=32, help="texts that a model reads at once")
-    add("--shard_size", type=int, default=4096, help="queries of a shard: what a kill can lose")
     add("--seed", type=int, default=42, help="of the sampling")
-    add("--trust_remote_code", action="store_true", help="run code that the model brings")
+    add_options(parser)
     arguments = parser.parse_args(command_line)
     if Path(arguments.output).suffix not in WRITERS:
         parser.error(f"output is {arguments.output}: give a name that ends in .jsonl or .parquet")

@@ -6,6 +6,7 @@ import json
 import logging
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -39,28 +40,43 @@ def claim(output: Path, arguments: Arguments) -> None:
     for part in (dataclasses.asdict(model), dataclasses.asdict(data), args.to_dict()):
         mine |= {k: v for k, v in part.items() if k not in FREE}
     mine = json.loads(json.dumps(mine, default=str, sort_keys=True))
-    path = output / "run.json"
-    if path.exists():
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}), so it is unknown which run {output} holds: give another "
-                "output_dir, or delete that one"
-            ) from error
-        changed = [
-            f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}"
-            for k in sorted(mine.keys() | theirs.keys())
-            if mine.get(k) != theirs.get(k)
-        ]
-        if changed:
-            raise ValueError(
-                f"{output} holds a run with other settings ({'; '.join(changed)}): give another "
-                "output_dir, or delete that one"
-            )
-        return
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+    if changed := noted(output / "run.json", mine, "output_dir"):
+        raise ValueError(
+            f"{output} holds a run with other settings ({'; '.join(changed)}): give another "
+            "output_dir, or delete that one"
+        )
+
+
+def noted(path: Path, settings: dict[str, Any], folder_setting: str) -> list[str]:
+    """Note settings in a file, or tell how they differ from those that it holds.
+
+    Args:
+        path: of a JSON file, which may not exist yet.
+        settings: what JSON can hold.
+        folder_setting: what names the folder, for messages.
+
+    Returns:
+        `NAME was ..., is ...` for each that differs.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        return []
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}), so it is unknown which run {path.parent} holds: give another "
+            f"{folder_setting}, or delete that one"
+        ) from error
+    return [
+        f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
+        for name in sorted(settings.keys() | before.keys())
+        if settings.get(name) != before.get(name)
+    ]
 
 
 def last_complete_checkpoint(output: Path) -> str | None:

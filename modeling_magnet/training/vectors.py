@@ -27,6 +27,7 @@ from modeling_magnet.aside import written_aside
 from modeling_magnet.checkpoint import PYPI
 from modeling_magnet.locking import alone_in
 
+from .resume import noted
 from .sources import Row, identify, read_rows
 
 MADE_OF = "made-of.json"
@@ -39,24 +40,30 @@ def parse(command_line: list[str]) -> Namespace:
     """Read the command line."""
     parser = ArgumentParser(formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--model", required=True, help="Magnet or sentence-transformers: folder or Hub id")
-    add("--input", nargs="+", required=True, help=".txt, .jsonl, .parquet, or an id of `datasets`")
-    add("--input_config", help="configuration of a `datasets` id")
-    add("--input_split", default="train", help="split of a `datasets` id")
     add("--columns", nargs="+", default=["text"], help="columns of text")
     add("--keep", nargs="*", default=[], help="further columns to copy, such as a score or a title")
-    add("--limit", type=int, help="only the first so many rows")
     add("--output", required=True, help="folder")
-    add("--prompt", help="text before each text; default: the model's own")
-    add("--batch_size", type=int, default=32, help="texts that the model reads at once")
-    add("--shard_size", type=int, default=4096, help="rows of a file: what a kill can lose")
-    add("--trust_remote_code", action="store_true", help="run code that the model brings")
+    add_options(parser)
     arguments = parser.parse_args(command_line)
     if arguments.shard_size < 1 or (arguments.limit is not None and arguments.limit < 1):
         parser.error("shard_size and limit must be 1 or more")
     if len(set(arguments.columns)) < len(arguments.columns):
         parser.error(f"columns are {' '.join(arguments.columns)}: give each once")
     return arguments
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add what vectors depend on, but for the columns."""
+    add = parser.add_argument
+    add("--model", required=True, help="Magnet or sentence-transformers: folder or Hub id")
+    add("--input", nargs="+", required=True, help=".txt, .jsonl, .parquet, or an id of `datasets`")
+    add("--input_config", help="configuration of a `datasets` id")
+    add("--input_split", default="train", help="split of a `datasets` id")
+    add("--limit", type=int, help="only the first so many rows")
+    add("--prompt", help="text before each text; default: the model's own")
+    add("--batch_size", type=int, default=32, help="texts that the model reads at once")
+    add("--shard_size", type=int, default=4096, help="rows of a shard: what a kill can lose")
+    add("--trust_remote_code", action="store_true", help="run code that the model brings")
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -152,16 +159,7 @@ def _weights(model: str) -> list:
 
 def claim(folder: Path, made_of: dict[str, Any]) -> None:
     """Note what the folder is made of; refuse one that was started with something else."""
-    made_of = json.loads(json.dumps(made_of))
-    path = folder / MADE_OF
-    if not path.exists():
-        with written_aside(path) as aside:
-            aside.write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
-        return
-    was = json.loads(path.read_text(encoding="utf-8"))
-    changed = [
-        f"{k} was {was.get(k)!r}, is {made_of[k]!r}" for k in made_of if was.get(k) != made_of[k]
-    ]
+    changed = noted(folder / MADE_OF, json.loads(json.dumps(made_of)), "output")
     if changed:
         raise ValueError(
             f"{folder} was started with other settings ({'; '.join(changed)}): give the same, or a new folder"

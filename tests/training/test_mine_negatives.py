@@ -1,13 +1,11 @@
 """Hard negatives by sentence-transformers' miner on a Magnet model's vectors, in shards that a kill leaves whole."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
+from killing import kill_when
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 from tiny import SENTENCES, make_model
@@ -19,7 +17,6 @@ from modeling_magnet.training import vectors as of_vectors
 from modeling_magnet.training.mine_negatives import main, mine, parse
 
 pytest.importorskip("faiss", reason='pip install -e ".[mine]"')
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -115,13 +112,8 @@ def test_a_killed_miner_resumes_to_the_same_file(asked, tmp_path):
         "miner._mine_shard = lambda *given: (time.sleep(1), shard(*given))[1]\n"
         "miner.main(sys.argv[1:])"
     )
-    process = subprocess.Popen([sys.executable, "-c", slow, *again], cwd=ROOT)
     first = tmp_path / "killed.jsonl.shards" / "00000.parquet"
-    while not first.exists():
-        assert process.poll() is None, "the miner ended before it could be killed"
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    kill_when(first, "-c", slow, *again)
     assert not (tmp_path / "killed.jsonl").exists()
     was = first.stat().st_mtime_ns
     with pytest.raises(

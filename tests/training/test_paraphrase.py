@@ -4,10 +4,6 @@ import json
 import random
 import re
 import resource
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from killing import kill_when
 from tiny import SENTENCES
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
@@ -184,14 +181,7 @@ def test_a_killed_run_goes_on_to_the_same_file(run, tmp_path):
     made(run("--shard_size", 3, output="whole.jsonl"))
     killed = run("--shard_size", 3, output="killed.jsonl")
     shards = tmp_path / "killed.jsonl.shards"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modeling_magnet.training.paraphrase", *killed], cwd=ROOT
-    )
-    while not (shards / "000004.json").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_when(shards / "000004.json", "-m", "modeling_magnet.training.paraphrase", *killed)
     kept = list(shards.glob("*.json"))
     assert 5 <= len(kept) < 27 and not Path(killed[3]).exists()
 

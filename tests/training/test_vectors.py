@@ -2,23 +2,18 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 from datasets import load_dataset
+from killing import kill_when
 from tiny import SENTENCES, make_model
 
 from modeling_magnet import load_magnet
 from modeling_magnet.training.columns import recognize
 from modeling_magnet.training.train import train
 from modeling_magnet.training.vectors import main, parse, write_vectors
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -70,13 +65,8 @@ def test_a_killed_run_resumes_after_its_last_whole_file(table, tmp_path):
         "vectors._table = lambda *given: (time.sleep(1), table(*given))[1]\n"
         "vectors.main(sys.argv[1:])"
     )
-    process = subprocess.Popen([sys.executable, "-c", slow, *again], cwd=ROOT)
     first = tmp_path / "killed" / "part-00000.parquet"
-    while not first.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    kill_when(first, "-c", slow, *again)
     assert len(read(first.parent)) < 10
     was = first.stat().st_mtime_ns
     write_vectors(parse(again))
