@@ -55,9 +55,7 @@ class PoolingMixin(CheckpointMixin):
         longest = int(lengths.max())
         columns = torch.arange(longest, device=input_ids.device)
         if longest:
-            first = attention_mask.int().argmax(
-                dim=1
-            )  # (batch,) the column of the first real token
+            first = attention_mask.int().argmax(dim=1)  # (batch,) of the first token
             source = (first[:, None] + columns).clamp(max=input_ids.shape[1] - 1)
             input_ids = input_ids.gather(1, source)  # (batch, longest) padded on the right
         tokens = input_ids[:, :longest].masked_fill(
@@ -130,18 +128,14 @@ def pooled(
     Returns:
         (batch, hidden).
     """
-    order = (
-        attention_mask.long().cumsum(dim=1) * attention_mask
-    )  # (batch, length) 1 at the first token
+    order = attention_mask.long().cumsum(dim=1) * attention_mask  # (batch, length) from 1 on
     if pooling in ("end", "first"):
         column = (order if pooling == "end" else order == 1).int().argmax(dim=1)  # (batch,)
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), column]
     weights = (order - int(starts)).clamp(min=0)  # (batch, length)
     if pooling == "mean":
         weights = weights.clamp(max=1)
-    shares = weights / weights.sum(
-        dim=1, keepdim=True
-    )  # first: the sum may be too large for float16
+    shares = weights / weights.sum(dim=1, keepdim=True)  # before a sum that float16 cannot hold
     return (shares.to(hidden)[:, None] @ hidden)[:, 0]
 
 

@@ -1,6 +1,7 @@
 """Jobs: a request is checked when it arrives, and runs in a batch with others of its kind."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ COLDEST = 1e-3
 """A lower temperature is greedy: its logits would overflow."""
 
 
-class Job:
+class Job(ABC):
     """The work that one request asks of the model.
 
     Args:
@@ -44,13 +45,13 @@ class Job:
         self.loop = asyncio.get_running_loop()
         self.cancelled = self.ended = False
 
+    @abstractmethod
     def prepare(self, model: Any) -> None:
         """Tokenize, in any thread.
 
         Raises:
             ValueError: the model would refuse the request.
         """
-        raise NotImplementedError
 
     def tell(self, event: Any) -> None:
         """Send the request an event, from any thread. Events after the last one are dropped."""
@@ -148,9 +149,9 @@ class Writing(Job):
             job.tell(None)
 
     @staticmethod
+    @abstractmethod
     def write(model: Any, jobs: Sequence[Any]) -> None:
         """Fill the rows of jobs of one class."""
-        raise NotImplementedError
 
     def _row(self, model: Any, index: int, decode: Any, limit: int, is_guess: bool = False) -> Row:
         stop, stream = self.request.stop or [], self.request.stream

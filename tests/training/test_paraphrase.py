@@ -26,7 +26,6 @@ from transformers import (
 from modeling_magnet.training import paraphrase
 from modeling_magnet.training.paraphrase import RULES, Pair, make_pairs, parse, report, split
 
-ROOT = Path(__file__).parents[2]
 WORDS = ["<pad>", "</s>", "<unk>", *sorted(set(" ".join(SENTENCES).split()))]
 SMALL = {"d_model": 32, "vocab_size": len(WORDS), "pad_token_id": 0, "eos_token_id": 1}
 SMALL |= {"decoder_start_token_id": 0, "num_layers": 1}
