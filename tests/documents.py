@@ -143,11 +143,8 @@ def check_command(command: str) -> None:
         assert model.model and (data.text or data.pairs)
     else:
         assert words[:2] == ["python", "-m"]
-        names = [
-            words[2],
-            "evaluation.run",
-            "evaluation.subjects",
-        ]  # whose flags others pass on
+        sharing = ["evaluation.run", "evaluation.subjects", "modeling_magnet.training.vectors"]
+        names = [words[2], *sharing]  # whose flags others pass on
         modules = [ROOT / (name.replace(".", "/") + ".py") for name in names]
         text = "".join(module.read_text(encoding="utf-8") for module in modules)
         flags = re.findall(r'add(?:_argument)?\(\s*"(--[\w-]+)"', text)
