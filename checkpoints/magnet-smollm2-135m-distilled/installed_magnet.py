@@ -1,0 +1,3 @@
+"""Takes the model's class from the installed package modeling-magnet."""
+
+from modeling_magnet import MagnetLlamaForCausalLM as MagnetLlamaForCausalLM
