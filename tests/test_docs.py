@@ -18,7 +18,7 @@ from test_model import add_lora
 from tiny import SENTENCES, make_model
 
 from docs import figures
-from modeling_magnet import MagnetLlamaForCausalLM, load_magnet, masking
+from modeling_magnet import MagnetLlamaForCausalLM, __version__, load_magnet, masking
 from modeling_magnet.training.setup import check_arguments
 from modeling_magnet.training.train import parse
 
@@ -285,3 +285,13 @@ def test_the_cache_is_filled_in_the_order_drawn(tiny, monkeypatch):
     for q in range(8):
         for k in range(8):  # the same mask, rows and columns in another order
             assert colours["cache-order", q, k] == colours["text-order", order[q], order[k]]
+
+
+def test_the_changelog_begins_with_the_version_that_is_installed():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, state = re.search(r"^## (\S+) \((.+)\)$", changelog, re.MULTILINE).groups()
+    if state == "unreleased":  # until a release has a date
+        assert __version__ == f"{version}.dev0"
+    else:
+        assert __version__ == version
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", state)
