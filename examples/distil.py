@@ -28,7 +28,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--teacher", help="Magnet or sentence-transformers: folder or Hub id")
     parser.add_argument("--teacher-only", action="store_true", help="without the text objectives")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=4, help="blocks, with 12 sentences each")
+    parser.add_argument("--batch-size", type=int, default=1, help="blocks, with 48 sentences each")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--count", type=int, default=20, help="held-out paragraphs to measure on")
     parser.add_argument("--output", type=Path, default=Path("outputs/distilled"))
@@ -37,9 +37,9 @@ def main(command_line: list[str] | None = None) -> None:
     encode = load_encoder(options.teacher or minilm())
     rows = read(DATA / "pairs-train.jsonl")
     texts = [row[name] for row in rows for name in ("sentence", "paraphrase")]
-    texts = texts[: 12 * options.batch_size * options.steps]
+    texts = texts[: 48 * options.batch_size * options.steps]
     taught = Dataset.from_dict({"text": texts, "vector": encode(texts).tolist()})
-    shape = {"pair_length": 48, "pairs_per_block": 12}
+    shape = {"pair_length": 48, "pairs_per_block": 48}
     model = load_magnet(options.model)
     tune(model, taught, {"distil": 4.0}, options, text=not options.teacher_only, **shape)
 

@@ -15,11 +15,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from evaluation.common.figures import table
 from modeling_magnet import load_magnet
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
 
-from .measuring import DATA, measure, read, sentences_of_paragraphs
+from .measuring import DATA, compare, measure, read, sentences_of_paragraphs
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +30,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--triplets", type=Path, help=".jsonl: anchor, positive, negative")
     parser.add_argument("--labels-only", action="store_true", help="without the text objectives")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=4, help="blocks, with 4 triplets each")
+    parser.add_argument("--batch-size", type=int, default=1, help="blocks, with 16 triplets each")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--count", type=int, default=20, help="held-out paragraphs to measure on")
     parser.add_argument("--output", type=Path, default=Path("outputs/fine-tuned"))
@@ -43,7 +42,7 @@ def main(command_line: list[str] | None = None) -> None:
     else:
         triplets = sentences_of_paragraphs(read(DATA / "wiki-train.jsonl"), per_paragraph=2)
     labels = Dataset.from_list(triplets)
-    shape = {"pair_length": 96, "pairs_per_block": 4, "pair_chunk": 16}
+    shape = {"pair_length": 96, "pairs_per_block": 16, "pair_chunk": 16}
     tune(model, labels, {"sscl": 9.0}, options, text=not options.labels_only, **shape)
 
 
@@ -80,7 +79,7 @@ def tune(
         args=MagnetConfig(
             output_dir=str(options.output / "run"),
             objective_schedule=[{"steps": options.steps} | weights],
-            block_length=128,
+            block_length=model.magnet_settings.trained_length or 128,  # what it can, it keeps
             max_span_length=32,
             pairs_per_block=pairs_per_block,
             per_device_train_batch_size=options.batch_size * rows,
@@ -96,7 +95,7 @@ def tune(
     trainer.train()
     trainer.save_model(str(options.output / "model"))
     after = measure(load_magnet(options.output / "model").eval(), options.count)
-    print("\n" + table({"before": before, "after": after}))
+    print(compare(before, after))
     print(f"\nThe model: {options.output / 'model'}")
 
 

@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig
 
-from evaluation.common.figures import table
 from modeling_magnet import load_magnet
 from modeling_magnet.training.objectives import info_nce
 
 from .fine_tune import ROOT
-from .measuring import DATA, measure, read, sentences_of_paragraphs
+from .measuring import DATA, compare, measure, read, sentences_of_paragraphs
 from .preference import whole
 
 try:
@@ -71,7 +70,7 @@ def main(command_line: list[str] | None = None) -> None:
     trainer.train()
     trainer.save_model(str(options.output / "model"))
     after = measure(load_magnet(options.output / "model").eval(), options.count)
-    print("\n" + table({"before": before, "after": after}))
+    print(compare(before, after))
     print(f"\nThe model: {options.output / 'model'}")
 
 

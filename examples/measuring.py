@@ -4,11 +4,11 @@ import csv
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.common.figures import Figure
+from evaluation.common.figures import Figure, table
 from evaluation.common.spans import Example, draw_spans, tokenize_rows
 from evaluation.common.texts import sentences
 from evaluation.tasks.causal import measure_causal
@@ -20,7 +20,16 @@ DATA = Path(__file__).parent / "data"
 VIEWS = {"both_sides": "both sides seen", "left_only": "left side only"}
 
 
-def measure(model: Any, count: int) -> dict[str, Figure]:
+class Measured(NamedTuple):
+    """What a model does."""
+
+    figures: dict[str, Figure]
+    """Of vectors, infilling and generation, by name."""
+    hits: np.ndarray
+    """(sentences,) 1 for each sentence that finds its paragraph, else 0."""
+
+
+def measure(model: Any, count: int) -> Measured:
     """A model's vectors, infilling and generation, each with its interval.
 
     Args:
@@ -32,16 +41,26 @@ def measure(model: Any, count: int) -> dict[str, Figure]:
     found = {
         f"infilling perplexity, {VIEWS[view]}": f for view, f in infilling(model, rows).items()
     }
-    return {
+    hits = retrieval(model)
+    figures = {
         "sentence similarity, Spearman x 100": similarity(model),
-        "paragraph found by a sentence of it, %": retrieval(model),
+        "paragraph found by a sentence of it, %": Figure.of_ratio(hits).scaled(100),
         **found,
         "causal perplexity": measure_causal(model, rows, progress=False),
     }
+    return Measured(figures, hits)
+
+
+def compare(before: Measured, after: Measured) -> str:
+    """Both in a table, and how many more sentences find their paragraph, on the same sentences."""
+    more = Figure.of_ratio(after.hits - before.hits).scaled(100)
+    change = f"{more.value:+.1f} points ({more.low:+.1f} to {more.high:+.1f})"
+    columns = {"before": before.figures, "after": after.figures}
+    return f"\n{table(columns)}\n\nParagraphs found: {change}"
 
 
 def similarity(model: Any) -> Figure:
-    """Rank correlation with people's scores, on 125 pairs of the STS benchmark's answers-forums."""
+    """Rank correlation with people's scores, on 375 pairs of the STS benchmark's answers-forums."""
     with (DATA / "sts-answers-forums.tsv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     one, two = (
@@ -54,13 +73,12 @@ def similarity(model: Any) -> Figure:
     )
 
 
-def retrieval(model: Any) -> Figure:
-    """How often the nearest of all held-out paragraphs is the one that a sentence was taken out of."""
+def retrieval(model: Any) -> np.ndarray:
+    """For each sentence, 1 if the nearest of all held-out paragraphs is the one it was taken out of."""
     found = sentences_of_paragraphs(read(DATA / "wiki-validation.jsonl"), per_paragraph=1)
     queries, paragraphs = ([row[name] for row in found] for name in ("anchor", "positive"))
     near = model.similarity(model.encode(queries), model.encode(paragraphs, truncation=True))
-    hits = near.argmax(dim=1).numpy() == np.arange(len(found))
-    return Figure.of_ratio(hits.astype(float)).scaled(100)
+    return (near.argmax(dim=1).numpy() == np.arange(len(found))).astype(float)
 
 
 def infilling(model: Any, rows: list[list[int]]) -> dict[str, Figure]:

@@ -135,7 +135,7 @@ def measured(model: Any, pairs: list[dict[str, str]], count: int) -> dict[str, F
         for row in pairs
     ]
     preferred = Figure.of_ratio([float(found) for found in better]).scaled(100)
-    return {"chosen answer preferred, %": preferred} | measure(model, count)
+    return {"chosen answer preferred, %": preferred} | measure(model, count).figures
 
 
 @torch.no_grad()

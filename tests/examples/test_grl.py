@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from documents import printed_table
@@ -16,6 +17,7 @@ pytest.importorskip("trl", reason='pip install -e ".[trl]"')
 from trl import DPOConfig, DPOTrainer
 
 from examples import grl
+from examples.measuring import Measured
 from examples.preference import log_probability
 
 TRIPLETS = [
@@ -77,7 +79,9 @@ def test_grl(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         grl,
         "measure",
-        lambda model, count: {"layers": Figure.of_ratio([model.config.num_hidden_layers])},
+        lambda model, count: Measured(
+            {"layers": Figure.of_ratio([model.config.num_hidden_layers])}, np.zeros(2)
+        ),
     )
     make_model(max_position_embeddings=2048).save_pretrained(tmp_path / "tiny")
     path = tmp_path / "triplets.jsonl"

@@ -14,13 +14,14 @@ from modeling_magnet import load_magnet
 
 pytest.importorskip("trl", reason='pip install -e ".[trl]"')
 from examples import preference
+from examples.measuring import Measured
 
 ROOT = Path(__file__).parents[2]
 
 
-def first_number(model, count: int) -> dict[str, Figure]:
+def first_number(model, count: int) -> Measured:
     value = 1e4 * float(model.encode("A cat.")[0])
-    return {"first number": Figure(value, value, value, 1)}
+    return Measured({"first number": Figure(value, value, value, 1)}, np.zeros(1))
 
 
 def save_adapter(folder: Path) -> None:

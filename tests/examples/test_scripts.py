@@ -141,8 +141,10 @@ def test_fine_tune(tmp_path, capsys):
     ]
     output = tmp_path / "out"
     fine_tune.main([*common, "--triplets", str(triplets), "--output", str(output)])
-    figures = printed_table(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    figures = printed_table(printed)
     assert "sentence similarity, Spearman x 100" in figures and len(figures) == 5
+    assert "Paragraphs found: " in printed
     before, after, _ = figures["infilling perplexity, both sides seen"]
     assert before != after  # it was trained
     assert (output / "model" / "config.json").exists()
