@@ -1,15 +1,7 @@
 """Where the data of a task are: files of one folder, or the Hub.
 
-A folder that `--data` names holds some of these, UTF-8 with line breaks of `\\n`:
-
-| files | format |
-|---|---|
-| `sts/*.tsv` | header with `score` (0 to 5), `sentence1`, `sentence2`; a tab between fields, no quoting |
-| `clustering/*.tsv` | header with `label`, `title`; likewise |
-| `conll2003/eng.train`, and `eng.testb` or `eng.testa` | a word a line: word, part of speech, chunk, entity tag |
-| `rocstories/test.tsv` or `dev.tsv` | header `sentence1` to `sentence5`; likewise |
-| `wikitext-103/wiki.test.tokens` or `wiki.valid.tokens` | a paragraph a line, headings as ` = Title = ` |
-| `lm/*.jsonl` | `question`, `choices`, `answer` (index from 0) |
+A folder that `--data` names holds some of `FILES`, UTF-8 with line breaks of `\\n`; evaluation/README.md has
+their formats.
 
 Without a folder mteb and lm-eval load their sets from the Hub, and WikiText-103 and CoNLL-2003 are
 written from there into such a folder once. ROC Stories are given out on request only, so are never on
@@ -22,7 +14,6 @@ from pathlib import Path
 
 import datasets
 
-from evaluation.common.texts import read_conll, read_paragraphs, read_stories
 from evaluation.common.writing import write_text
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
@@ -44,18 +35,17 @@ FILES = {
 
 
 class Data:
-    """The data of the tasks, by kind: files of a folder, or what stands for them on the Hub."""
+    """The data of the tasks, by kind: files of a folder, or what stands for them on the Hub.
+
+    Args:
+        folder: the user's; None: the Hub.
+        cache: where sets from the Hub are written that no other library loads.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
 
     def __init__(self, folder: str | Path | None, cache: str | Path):
-        """See the module.
-
-        Args:
-            folder: the user's; None: the Hub.
-            cache: where sets from the Hub are written that no other library loads.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-        """
         self.folder = None if folder is None else Path(folder)
         self.cache = Path(cache)
         if self.folder is not None and not self.folder.is_dir():
@@ -74,9 +64,8 @@ class Data:
                 "ROC Stories are not on the Hub: ask their authors for them, and give --data a "
                 "folder with rocstories/test.tsv, or leave out infilling, prompting and repetition"
             )
-        if kind in ("words", "text"):
-            return [str(path) for path in FETCHERS[kind](self.cache)]
-        return list({"sts": STS, "clustering": CLUSTERING, "choices": CHOICES}[kind])
+        on_hub = HUB[kind]
+        return [str(path) for path in on_hub(self.cache)] if callable(on_hub) else list(on_hub)
 
     def _found(self, pattern: str) -> list[Path]:
         assert self.folder is not None
@@ -86,22 +75,6 @@ class Data:
         raise FileNotFoundError(
             f"{self.folder} has no {pattern.replace('|', ' or ')}: add it, or choose other --tasks"
         )
-
-
-def check_words(sources: Sequence[str]) -> None:
-    """Read the files of CoNLL-2003; raise what `read_conll` raises."""
-    for path in sources:
-        read_conll(path)
-
-
-def check_stories(sources: Sequence[str]) -> None:
-    """Read the stories; raise what `read_stories` raises."""
-    read_stories(sources[0])
-
-
-def check_text(sources: Sequence[str]) -> None:
-    """Read the text; raise what `read_paragraphs` raises."""
-    read_paragraphs(sources[0])
 
 
 def fingerprint(sources: Sequence[str]) -> str:
@@ -148,4 +121,8 @@ def conll_text(rows: datasets.Dataset) -> str:
     return "\n".join(sentences)
 
 
-FETCHERS: dict[str, Callable[[Path], list[Path]]] = {"words": fetch_words, "text": fetch_text}
+HUB: dict[str, Sequence[str] | Callable[[Path], list[Path]]] = {
+    "sts": STS, "clustering": CLUSTERING, "words": fetch_words, "text": fetch_text,
+    "choices": CHOICES,
+}  # fmt: skip
+"""Names that mteb and lm-eval know, or what writes the files."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from evaluation.common.figures import Figure
 from evaluation.common.spans import centred_examples, roc_examples, text_examples
-from evaluation.data import check_stories, check_text, check_words
-from evaluation.specs import Spec
-from evaluation.subjects import Subject
+from evaluation.common.texts import read_conll, read_paragraphs, read_stories
+from evaluation.models import Model
+from evaluation.names import ModelName
 from evaluation.tasks.causal import blocks_of, measure_causal
 from evaluation.tasks.choices import check_choices, measure_choices
 from evaluation.tasks.infilling import SpanScore, infilling_scores, perplexity_table
@@ -28,6 +28,16 @@ from evaluation.tasks.windows import WINDOWS, measure_windows, middles, read_art
 from evaluation.tasks.words import measure_words, named
 
 SPAN_LENGTHS = (8, 16, 32, 64, 128)
+
+CHECKS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "sts": check_sts,
+    "clustering": check_clustering,
+    "words": lambda paths: [read_conll(path) for path in paths],
+    "stories": lambda paths: read_stories(paths[0]),
+    "text": lambda paths: read_paragraphs(paths[0]),
+    "choices": check_choices,
+}
+"""What raises where data of a kind are missing or broken, before any model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -72,54 +82,51 @@ class Result:
 
 
 class Task(NamedTuple):
-    """A task: `check` raises where data are missing or broken, before any model is loaded."""
+    """What is measured, on what, and of which models."""
 
     shows: str
-    data: Sequence[str]  # kinds, see `Data.sources`
-    needs: str  # what a subject must have: vectors, words, or generation
-    checks: Sequence[Callable[[Sequence[str]], None]]  # one a kind
-    measure: Callable[..., Result]  # of the subject, a Context, and the sources of each kind
+    data: Sequence[str]  # kinds, see `evaluation.data`
+    needs: str  # of a model: vectors, words, or generation
+    measure: Callable[..., Result]  # of the model, a Context, and the sources of each kind;
+    # where generation is needed, the model is the language model itself
     window: int = 0  # tokens that a language model must be able to read
 
-    def fits(self, spec: Spec) -> bool:
+    def fits(self, name: ModelName) -> bool:
         """Whether a model of this kind can be measured on the task."""
         if self.needs == "generation":
-            return spec.generates
-        return self.needs == "vectors" or spec.kind != "sentence-transformers"
+            return name.generates
+        return self.needs == "vectors" or name.kind != "sentence-transformers"
 
 
-def _sts(subject: Subject, context: Context, sources: list[str]) -> Result:
+def _sts(model: Model, context: Context, sources: list[str]) -> Result:
     """With the paper's prompt; and of a MAGNET model with the default prompt and with none."""
-    prompts = {"": prompt_of(subject, "STS")}
-    if subject.name.partition(":")[0] == "magnet":
-        assert subject.model is not None
-        default = subject.model.magnet_settings.prompt_text(None, None)
+    prompts = {"": prompt_of(model, "STS")}
+    if model.name.startswith("magnet:"):
+        default = model.language_model.magnet_settings.prompt_text(None, None)
         prompts |= {", default prompt": default, ", no prompt": ""}
     figures: dict[str, Figure] = {}
     for suffix, prompt in prompts.items():
         # Prompts compare on one set; the other sets are measured with the paper's.
         benchmark = [source for source in sources if "STSB" in source] or sources
         chosen = benchmark[:1] if suffix else sources
-        found = measure_sts(subject, chosen, prompt, context.suite.pairs, context.seed)
+        found = measure_sts(model, chosen, prompt, context.suite.pairs, context.seed)
         figures |= {name + suffix: figure for name, figure in found.items()}
     return Result(figures)
 
 
-def _clustering(subject: Subject, context: Context, sources: list[str]) -> Result:
-    """With the paper's prompts where a set has one, else the subject's default."""
+def _clustering(model: Model, context: Context, sources: list[str]) -> Result:
+    """With the paper's prompts where a set has one, else the model's default."""
     limit, seed = context.suite.titles, context.seed
-    return Result(measure_clustering(subject, sources, limit=limit, seed=seed))
+    return Result(measure_clustering(model, sources, limit=limit, seed=seed))
 
 
-def _words(subject: Subject, context: Context, paths: list[str]) -> Result:
-    limit, (train, test) = context.suite.sentences, paths
-    return Result(
-        named(measure_words(subject.encode_words, train, test, limit=limit, seed=context.seed))
-    )
+def _words(model: Model, context: Context, paths: list[str]) -> Result:
+    (train, test), limit, seed = paths, context.suite.sentences, context.seed
+    return Result(named(measure_words(model.encode_words, train, test, limit=limit, seed=seed)))
 
 
-def _infilling(subject: Subject, context: Context, stories: list[str], text: list[str]) -> Result:
-    model, suite, seed = subject.model, context.suite, context.seed
+def _infilling(model: Any, context: Context, stories: list[str], text: list[str]) -> Result:
+    suite, seed = context.suite, context.seed
     examples = {
         "ROC Stories": roc_examples(stories[0], model, seed, suite.stories),
         "WikiText-103": text_examples(text[0], model, seed, suite.paragraphs),
@@ -133,9 +140,8 @@ def _infilling(subject: Subject, context: Context, stories: list[str], text: lis
             figures[f"{name}, {spoken(view)}"] = figure
         details[name] = losses = _losses_of_texts(scores)
         for view in ("left_only", "shuffled", "prompted"):
-            figures[f"{name}, both sides / {spoken(view)}"] = perplexity_ratio(
-                losses, "both_sides", losses, view, seed
-            )
+            ratio = perplexity_ratio(losses, "both_sides", losses, view, seed)
+            figures[f"{name}, both sides / {spoken(view)}"] = ratio
         for position, group in table["by_position"].items():
             for view in ("both_sides", "left_only"):
                 label = f"{name}, position {position}, {spoken(view)}"
@@ -159,7 +165,6 @@ def perplexity_ratio(
     Args:
         one, other: the details of the task `infilling`, of one model or of two.
         view, than: the views of the two.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: the texts are not the same.
@@ -170,65 +175,51 @@ def perplexity_ratio(
     return Figure.of_ratio(difference, one["tokens"], seed).mapped(math.exp)
 
 
-def _span_length(subject: Subject, context: Context, text: list[str]) -> Result:
+def _span_length(model: Any, context: Context, text: list[str]) -> Result:
+    views, count, seed = ("both_sides", "left_only"), context.suite.long_paragraphs, context.seed
     figures: dict[str, Figure] = {}
     for length in SPAN_LENGTHS:
-        examples = centred_examples(
-            text[0], subject.model, length, context.seed, context.suite.long_paragraphs
-        )
-        scores = infilling_scores(
-            subject.model, examples, ("both_sides", "left_only"), context.batch_size
-        )
-        for view, figure in perplexity_table(scores, context.seed)["perplexity"].items():
+        examples = centred_examples(text[0], model, length, seed, count)
+        scores = infilling_scores(model, examples, views, context.batch_size)
+        for view, figure in perplexity_table(scores, seed)["perplexity"].items():
             figures[f"{length} tokens, {spoken(view)}"] = figure
     return Result(figures)
 
 
-def _windows(subject: Subject, context: Context, text: list[str]) -> Result:
-    articles = middles(read_articles(text[0]), subject.model, context.seed, context.suite.articles)
-    return Result(measure_windows(subject.model, articles, seed=context.seed))
+def _windows(model: Any, context: Context, text: list[str]) -> Result:
+    articles = middles(read_articles(text[0]), model, context.seed, context.suite.articles)
+    return Result(measure_windows(model, articles, seed=context.seed))
 
 
-def _prompting(subject: Subject, context: Context, stories: list[str]) -> Result:
+def _prompting(model: Any, context: Context, stories: list[str]) -> Result:
+    judges = context.judge_model, context.judge_encoder
     figures, written = measure_prompting(
-        subject.model,
-        stories[0],
-        context.suite.prompted,
-        context.seed,
-        judge_model=context.judge_model,
-        judge_encoder=context.judge_encoder,
-        batch_size=context.batch_size,
+        model, stories[0], context.suite.prompted, context.seed, *judges, context.batch_size
     )
     return Result(figures, {"infillings": written})
 
 
-def _repetition(subject: Subject, context: Context, stories: list[str], text: list[str]) -> Result:
+def _repetition(model: Any, context: Context, stories: list[str], text: list[str]) -> Result:
+    limit, size = context.suite.continued, 2 * context.batch_size
     figures: dict[str, Figure] = {}
     for name, path in (("WikiText-103", text[0]), ("ROC Stories", stories[0])):
-        found = measure_repetition(
-            subject.model,
-            path,
-            context.suite.continued,
-            batch_size=2 * context.batch_size,
-            seed=context.seed,
-        )
+        found = measure_repetition(model, path, limit, batch_size=size, seed=context.seed)
         figures |= {f"{name}, {label}": figure for label, figure in found.items()}
     return Result(figures)
 
 
-def _causal(subject: Subject, context: Context, text: list[str]) -> Result:
-    blocks = blocks_of(text[0], subject.model, limit=context.suite.blocks, seed=context.seed)
-    figure = measure_causal(subject.model, blocks, context.batch_size, context.seed)
-    return Result({"WikiText-103": figure})
+def _causal(model: Any, context: Context, text: list[str]) -> Result:
+    blocks = blocks_of(text[0], model, limit=context.suite.blocks, seed=context.seed)
+    return Result({"WikiText-103": measure_causal(model, blocks, context.batch_size, context.seed)})
 
 
-def _choices(subject: Subject, context: Context, sources: list[str]) -> Result:
+def _choices(model: Any, context: Context, sources: list[str]) -> Result:
     """MMLU after five solved examples, which gives LLaMA-2-7B the 45.3 of Table 6; others after none."""
+    limit, seed, size = context.suite.questions, context.seed, context.batch_size
     figures: dict[str, Figure] = {}
     for source in sources:
         shots = 5 if source == "mmlu" else 0
-        limit, size = context.suite.questions, context.batch_size
-        figures |= measure_choices(subject.model, [source], limit, context.seed, size, shots=shots)
+        figures |= measure_choices(model, [source], limit, seed, size, shots)
     return Result(figures)
 
 
@@ -240,42 +231,42 @@ def spoken(view: str) -> str:
 TASKS = {
     "sts": Task(
         "Table 2: Spearman x 100 of cosine similarity with human scores",
-        ["sts"], "vectors", [check_sts], _sts,
+        ["sts"], "vectors", _sts,
     ),
     "clustering": Task(
         "Table 3: V-measure x 100 of k-means",
-        ["clustering"], "vectors", [check_clustering], _clustering,
+        ["clustering"], "vectors", _clustering,
     ),
     "words": Task(
         "Table 1: linear classifiers on frozen word vectors, %",
-        ["words"], "words", [check_words], _words,
+        ["words"], "words", _words,
     ),
     "infilling": Task(
         "Table 4: perplexity of missing spans",
-        ["stories", "text"], "generation", [check_stories, check_text], _infilling, 1280,
+        ["stories", "text"], "generation", _infilling, 1280,
     ),
     "span-length": Task(
         "Appendix E: perplexity of a missing span against its length",
-        ["text"], "generation", [check_text], _span_length, 512,
+        ["text"], "generation", _span_length, 512,
     ),
     "windows": Task(
         "Perplexity of a missing span, and the vector of a paragraph, against the text around it",
-        ["text"], "generation", [check_text], _windows, WINDOWS[-1],
+        ["text"], "generation", _windows, WINDOWS[-1],
     ),
     "causal": Task(
         "Appendix E: perplexity of plain text under causal attention",
-        ["text"], "generation", [check_text], _causal, 512,
+        ["text"], "generation", _causal, 512,
     ),
     "prompting": Task(
         "Tables 5, 9, 10: infillings written for a missing sentence, judged",
-        ["stories"], "generation", [check_stories], _prompting, 1024,
+        ["stories"], "generation", _prompting, 1024,
     ),
     "repetition": Task(
         "Figure 5: repetition in greedy continuations, %",
-        ["stories", "text"], "generation", [check_stories, check_text], _repetition, 256,
+        ["stories", "text"], "generation", _repetition, 256,
     ),
     "choices": Task(
         "Table 6: accuracy of multiple choice, %",
-        ["choices"], "generation", [check_choices], _choices,
+        ["choices"], "generation", _choices,
     ),
 }  # fmt: skip

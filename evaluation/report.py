@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.common.figures import Figure, table
-from evaluation.common.writing import write_text
+from evaluation.common.writing import markdown, write_text
+from evaluation.names import resolve
 from evaluation.registry import TASKS, perplexity_ratio, spoken
-from evaluation.specs import resolve
 from evaluation.tasks.prompting import as_table
 
 Columns = dict[str, dict[str, Figure]]
+
+VIEWS = (", both sides", ", left only")
+"""How figures end that are drawn as a model's lines."""
 
 
 def write_report(
@@ -19,16 +22,11 @@ def write_report(
     failures: Sequence[dict[str, str]],
     base: str | None = None,
 ) -> str:
-    """Write `report.md` and the plots that there are figures for.
+    """Write `report.md` and the plots that there are figures for, and return the report.
 
     Args:
-        output: folder.
         records: of `evaluation.run`, the measured model's first.
-        failures: tasks that failed, with their errors.
         base: the model whose perplexities the others' are also divided by, if there is one.
-
-    Returns:
-        The report.
     """
     parts = [_head(records)] if records else ["# Evaluation\n\nNothing was measured."]
     for name, task in TASKS.items():
@@ -70,9 +68,9 @@ def figures_of(record: dict[str, Any]) -> dict[str, Figure]:
     return {name: Figure(**figure) for name, figure in record["figures"].items()}
 
 
-def short(spec: str) -> str:
+def short(model: str) -> str:
     """A model's name without the folders above the last two: a path of a machine tells nobody anything."""
-    kind, place = resolve(spec)
+    kind, place = resolve(model)
     name = "/".join(Path(place).parts[-2:])
     return name if kind == "magnet" else f"{kind}:{name}"
 
@@ -93,7 +91,7 @@ def _ratios(records: Sequence[dict[str, Any]], base: str) -> Columns:
     if base not in found or len(found) < 2:
         return {}
     return {
-        short(spec): {
+        short(model): {
             f"{text}, {spoken(view)} / {spoken(than)} of the base": perplexity_ratio(
                 losses, view, found[base][text], than
             )
@@ -101,58 +99,48 @@ def _ratios(records: Sequence[dict[str, Any]], base: str) -> Columns:
             for than in ("left_only", "prompted")
             for view in ("both_sides", "left_only")
         }
-        for spec, details in found.items()
+        for model, details in found.items()
     }
 
 
 def _times(records: Sequence[dict[str, Any]]) -> str:
     models = list(dict.fromkeys(short(record["model"]) for record in records))
     seconds = {(short(r["model"]), r["task"]): r["seconds"] for r in records}
-    lines = [f"| seconds | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
-    for task in TASKS:
+    rows = []
+    measured = {record["task"] for record in records}
+    for task in [task for task in TASKS if task in measured]:
         cells = [seconds.get((model, task)) for model in models]
-        if any(cell is not None for cell in cells):
-            shown = ["-" if cell is None else f"{cell:.0f}" for cell in cells]
-            lines.append(f"| {task} | {' | '.join(shown)} |")
+        rows.append([task, *("-" if cell is None else f"{cell:.0f}" for cell in cells)])
     totals = [sum(s for (model, _), s in seconds.items() if model == m) for m in models]
-    lines.append(f"| all | {' | '.join(f'{total:.0f}' for total in totals)} |")
-    return "\n".join(lines)
+    rows.append(["all", *(f"{total:.0f}" for total in totals)])
+    return markdown(["seconds", *models], rows)
 
 
 def draw(output: Path, tables: dict[str, Columns]) -> list[Path]:
     """Draw what people would rather look at: STS bars, perplexity against windows, span lengths, positions.
 
     Args:
-        output: folder of the pictures.
-        tables: a task's name to its figures, by model.
-
-    Returns:
-        The pictures that there were figures for.
+        tables: a task's name to its figures, by model. What has none is not drawn.
     """
     pictures = []
     if sts := tables.get("sts"):
         pictures.append(draw_bars(output / "sts.png", sts, "Spearman x 100"))
-    lines = {
-        "span of n tokens, WikiText-103": _points(tables.get("span-length", {}), " tokens, "),
-        "missing sentence, ROC Stories": _points(
-            tables.get("infilling", {}), "ROC Stories, position "
-        ),
-    }
     windows = {
-        model: {
-            name: found
-            for name, found in figures.items()
-            if name.endswith((" sides", ", left only"))
-        }
+        model: {name: found for name, found in figures.items() if name.endswith(VIEWS)}
         for model, figures in tables.get("windows", {}).items()
     }
     if windows:
         labels = ("tokens around the span", "perplexity")
         panel = {"a missing span in articles, WikiText-103": _points(windows, ", ")}
         pictures.append(draw_lines(output / "windows.png", panel, labels, groups=True))
-    if any(lines.values()):
+    spans, infilling = tables.get("span-length", {}), tables.get("infilling", {})
+    panels = {
+        "span of n tokens, WikiText-103": _points(spans, " tokens, "),
+        "missing sentence, ROC Stories": _points(infilling, "ROC Stories, position "),
+    }
+    if any(panels.values()):
         labels = ("tokens, or number of the sentence", "perplexity")
-        pictures.append(draw_lines(output / "infilling.png", lines, labels, groups=True))
+        pictures.append(draw_lines(output / "infilling.png", panels, labels, groups=True))
     return pictures
 
 
@@ -207,9 +195,7 @@ def draw_lines(
     """Draw lines with their intervals, a panel a title.
 
     Args:
-        path: the picture.
         panels: a title to lines by name, each of points (x, figure).
-        labels: of the two axes.
         groups: draw each x as a group of its own, the lines beside each other, on a logarithmic
             scale: for perplexities of few texts, whose intervals are wide and overlap.
     """
@@ -248,7 +234,7 @@ def draw_lines(
 
 
 def _model_of(line: str) -> str:
-    return line.removesuffix(", left only").removesuffix(", both sides")
+    return next((line.removesuffix(view) for view in VIEWS if line.endswith(view)), line)
 
 
 def _errors(found: Sequence[Figure]) -> list[list[float]]:

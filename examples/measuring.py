@@ -46,7 +46,7 @@ def measure(model: Any, count: int) -> Measured:
         "sentence similarity, Spearman x 100": similarity(model),
         "paragraph found by a sentence of it, %": Figure.of_ratio(hits).scaled(100),
         **found,
-        "causal perplexity": measure_causal(model, rows, progress=False),
+        "causal perplexity": measure_causal(model, rows),
     }
     return Measured(figures, hits)
 
@@ -85,7 +85,7 @@ def infilling(model: Any, rows: list[list[int]]) -> dict[str, Figure]:
     """Perplexity of spans of 8 to 32 tokens, the same ones for every model with this tokenizer."""
     spans = draw_spans([len(row) for row in rows], seed=0)
     examples = [Example.of_text(*pair) for pair in zip(rows, spans, strict=True)]
-    scores = infilling_scores(model, examples, list(VIEWS), progress=False)
+    scores = infilling_scores(model, examples, list(VIEWS))
     return perplexity_table(scores)["perplexity"]
 
 

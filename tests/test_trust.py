@@ -12,7 +12,7 @@ from test_model import add_lora
 from tiny import SENTENCES, make_model
 from transformers import AutoModel
 
-from evaluation.specs import Spec, check_tokenizer, weights_of
+from evaluation.names import ModelName, check_tokenizer, weights_of
 from modeling_magnet import load_magnet
 from modeling_magnet.cli.gguf_file import write
 
@@ -121,11 +121,11 @@ def test_evaluation_imports_no_package_either(tmp_path, monkeypatch):
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "__init__.py").write_text("raise SystemExit('evil ran')")
     monkeypatch.syspath_prepend(tmp_path)
-    spec = Spec(
+    name = ModelName(
         "magnet", str(adapter(tmp_path / "a", base_model_name_or_path="pypi:evil.sub/x.gguf"))
     )
     with pytest.raises(ValueError, match="names no file of a package"):
-        check_tokenizer(spec)
+        check_tokenizer(name)
 
 
 def test_evaluation_follows_no_circle_of_adapters(tmp_path):
@@ -133,7 +133,7 @@ def test_evaluation_follows_no_circle_of_adapters(tmp_path):
     adapter(one, base_model_name_or_path=str(two))
     adapter(two, base_model_name_or_path=str(one))
     with pytest.raises(ValueError, match="which is an adapter too"):
-        weights_of(Spec("magnet", str(one)))
+        weights_of(ModelName("magnet", str(one)))
 
 
 def test_an_adapter_cannot_name_a_module_to_import(tmp_path):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from evaluation.common.writing import markdown
+
 RESAMPLES = 2000
 """Draws of as many examples as there are, with replacement."""
 
@@ -42,7 +44,6 @@ class Figure(NamedTuple):
         Args:
             statistic: of the numbers of examples (examples,), some more than once.
             count: examples; they are drawn with replacement, as often as in `ratio_interval`.
-            seed: of the draws.
 
         Example:
             >>> values = np.array([1.0, 2.0, 3.0])
@@ -82,7 +83,6 @@ def ratio_interval(
         denominators: (examples,) what it sums below, such as token counts. None: a mean.
         confidence: the share of the resampled ratios that lies inside.
         resamples: draws of as many examples as there are, with replacement.
-        seed: of the draws.
 
     Returns:
         The lower and the upper end.
@@ -120,16 +120,14 @@ def table(columns: dict[str, dict[str, Figure]], digits: int = 2) -> str:
 
     Args:
         columns: each column's name and its figures; one that lacks a figure shows `-`.
-        digits: after the point.
     """
-    rows = list(dict.fromkeys(name for figures in columns.values() for name in figures))
-    lines = [f"| | {' | '.join(columns)} | n |", "|---" * (len(columns) + 2) + "|"]
-    for row in rows:
-        found = [figures.get(row) for figures in columns.values()]
-        counts = sorted({figure.examples for figure in found if figure})
+    rows = []
+    for name in dict.fromkeys(name for figures in columns.values() for name in figures):
+        found = [figures.get(name) for figures in columns.values()]
         cells = [
             f"{f.value:.{digits}f} ({f.low:.{digits}f} to {f.high:.{digits}f})" if f else "-"
             for f in found
         ]
-        lines.append(f"| {row} | {' | '.join(cells)} | {', '.join(map(str, counts))} |")
-    return "\n".join(lines)
+        counts = sorted({figure.examples for figure in found if figure})
+        rows.append([name, *cells, ", ".join(map(str, counts))])
+    return markdown(["", *columns, "n"], rows)

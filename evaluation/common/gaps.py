@@ -52,24 +52,20 @@ def fill_gaps(
     pairs: Sequence[Gap],
     span_lengths: Sequence[int] | int | None,
     batch_size: int,
-    description: str | None = None,
+    description: str,
     **arguments: Any,
 ) -> list[str]:
     """What `model.infill` writes greedily for each missing sentence, without white space around it.
 
     Args:
-        model: a MAGNET model.
-        pairs: stories and their gaps.
         span_lengths: tokens of each gap, or of all; None: nobody gives a length.
-        batch_size: texts decoded together; those of a batch are of similar length.
-        description: of the progress bar; None: no bar.
         arguments: of `model.infill`.
     """
     parts = [parts_of(*pair) for pair in pairs]
     written = [""] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(parts[i].left) + len(parts[i].right))
     steps = range(0, len(order), batch_size)
-    for first in tqdm(steps, desc=description, disable=description is None):
+    for first in tqdm(steps, desc=description):
         batch = order[first : first + batch_size]
         lengths = span_lengths
         if isinstance(lengths, Sequence):

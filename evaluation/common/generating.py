@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from evaluation.common.views import start_of
+
 PROMPT_WORDS = 5
 GREEDY = {
     "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
@@ -29,18 +31,14 @@ def continuations(
     prompt_tokens: int | Sequence[int],
     new_tokens: int = 128,
     batch_size: int = 16,
-    progress: bool = True,
 ) -> list[Continuation]:
     """Continue the beginnings of texts greedily.
 
     Args:
         model: with a tokenizer and `magnet_settings`, whose start token begins each prompt.
-        texts: running text.
         prompt_tokens: how many tokens of a text are its prompt, for all or one each.
         new_tokens: the most to write, and to take of the original. A continuation ends earlier at an
             end token, or at the start token: what stands after that is another document.
-        batch_size: prompts in a batch; those of a batch are of similar length.
-        progress: show a bar.
 
     Returns:
         In the order of `texts`.
@@ -52,7 +50,7 @@ def continuations(
     if len(counts) != len(texts):
         raise ValueError(f"got {len(texts)} texts and {len(counts)} prompt lengths: give one each")
     tokenizer, settings = model.text_tokenizer, model.magnet_settings
-    start = [] if settings.start_token_id is None else [settings.start_token_id]
+    start = start_of(model)
     token_ids = tokenizer.ids(list(texts))
     prompts = [start + ids[:count] for ids, count in zip(token_ids, counts, strict=True)]
     for i, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
@@ -61,7 +59,7 @@ def continuations(
     ends = id_set(model.generation_config.eos_token_id) | {settings.end_token_id, *start}
     written: list[list[int]] = [[] for _ in texts]
     order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
-    for first in tqdm(range(0, len(order), batch_size), desc="Continuing", disable=not progress):
+    for first in tqdm(range(0, len(order), batch_size), desc="Continuing"):
         batch = order[first : first + batch_size]
         longest = len(prompts[batch[-1]])
         padding = [longest - len(prompts[i]) for i in batch]
@@ -96,8 +94,6 @@ def prompt_lengths(
     """How many tokens of each text its prompt has.
 
     Args:
-        texts: running text.
-        tokenizer: a model's `text_tokenizer`.
         characters: how many characters of each text are its prompt. None: those of its first 5
             words, as the paper has it for WikiText-103.
     """

@@ -8,9 +8,8 @@ from rouge_score import rouge_scorer
 
 from evaluation.common.figures import Figure
 from evaluation.common.gaps import Gap, checked, parts_of
-from evaluation.common.generating import id_set
 from evaluation.common.texts import sentences
-from evaluation.common.views import Row, token_losses
+from evaluation.common.views import Row, perplexity, start_of, token_losses
 
 REFERENCE = "reference"
 """The missing sentence's name among the methods."""
@@ -27,7 +26,6 @@ def judge_infillings(
     examples: Sequence[Gap] = (),
     batch_size: int = 8,
     seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, Figure]:
     """Judge infillings automatically; an empty one counts as a bad one.
 
@@ -35,9 +33,6 @@ def judge_infillings(
         written, stories, gaps, examples: of `write_infillings`.
         judge_model: a causal language model that reads the stories, the same for all methods.
         judge_encoder: its `encode` makes vectors (texts, hidden) of texts. None: no similarity.
-        batch_size: stories in a forward pass.
-        seed: of the bootstrap over stories.
-        progress: show a bar.
 
     Returns:
         Figures named `METHOD, JUDGEMENT`, in % but for the perplexity. The missing sentences are
@@ -56,7 +51,7 @@ def judge_infillings(
     missing = [parts_of(*pair).missing for pair in pairs]
     shown = [line for story, _ in examples for line in story]
     everything = {**written, REFERENCE: missing}
-    losses = _story_losses(everything, pairs, judge_model, batch_size, progress)
+    losses = _story_losses(everything, pairs, judge_model, batch_size)
     figures = {}
     for method, texts in everything.items():
         seen = [[*s[: k - 1], *s[k:], *(shown if method == "five_shot" else [])] for s, k in pairs]
@@ -70,8 +65,7 @@ def judge_infillings(
             figures[f"{method}, length"] = Figure.of_ratio(wrote, lacked, seed).scaled(100)
         for name, values in shares.items():
             figures[f"{method}, {name}"] = Figure.of_ratio(values, seed=seed).scaled(100)
-        sums, counts = [part.sum() for part in losses[method]], [*map(len, losses[method])]
-        figures[f"{method}, story perplexity"] = Figure.of_ratio(sums, counts, seed).mapped(np.exp)
+        figures[f"{method}, story perplexity"] = perplexity(losses[method], seed)
     return figures
 
 
@@ -102,7 +96,7 @@ def _plain(text: str) -> str:
 
 
 def _story_losses(
-    written: Mapping[str, Sequence[str]], pairs: list[Gap], judge, batch_size: int, progress: bool
+    written: Mapping[str, Sequence[str]], pairs: list[Gap], judge, batch_size: int
 ) -> dict[str, list[np.ndarray]]:
     """By method, the losses of each story's tokens; without a start token, from the second on."""
     texts = [
@@ -110,9 +104,9 @@ def _story_losses(
         for method in written
         for text, pair in zip(written[method], pairs, strict=True)
     ]
-    start = list(id_set(judge.magnet_settings.start_token_id))
+    start = start_of(judge)
     token_ids = judge.text_tokenizer.ids(texts)
     rows = [Row([*start, *ids], None, [*range(1, len(start) + len(ids))]) for ids in token_ids]
-    losses = token_losses(judge, rows, batch_size, "Judging" if progress else None)
+    losses = token_losses(judge, rows, batch_size, "Judging")
     size = len(pairs)
     return {method: losses[n * size : (n + 1) * size] for n, method in enumerate(written)}

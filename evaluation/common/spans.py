@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.common.texts import read_paragraphs, read_stories
+from evaluation.common.views import start_of
 
 SPANS_OF_A_TEXT = 3
 SPAN_LENGTHS = (8, 32)
@@ -39,7 +40,6 @@ def roc_examples(path: str | Path, model, seed: int = 0, limit: int | None = Non
     """Stories with one sentence of five as the span, drawn by the seed.
 
     Args:
-        path: as for `read_stories`.
         model: a MAGNET model with a fast tokenizer and a start token, which predicts the first
             sentence's first token.
         seed: of the draw. The same stories have the same spans whatever the limit.
@@ -79,10 +79,6 @@ def text_examples(
     """Paragraphs with up to 3 spans of 8 to 32 tokens, such as those of WikiText-103.
 
     Args:
-        path: as for `read_paragraphs`.
-        model: a MAGNET model with its tokenizer.
-        seed: of the choice of paragraphs and of the spans.
-        limit: paragraphs to use.
         shortest, longest: tokens that a paragraph must have; none is cut.
 
     Raises:
@@ -105,11 +101,7 @@ def centred_examples(
     The same paragraphs whatever the length, so that spans of several lengths compare.
 
     Args:
-        path: as for `read_paragraphs`.
-        model: a MAGNET model with its tokenizer.
         length: of the spans, in tokens; `LONGEST_SPAN` at most.
-        seed: of the choice of paragraphs.
-        limit: paragraphs to use.
         longest: tokens that a paragraph may have; it has at least twice `LONGEST_SPAN`.
 
     Raises:
@@ -133,17 +125,12 @@ def tokenize_rows(
     """The first `count` texts of a fitting length, as token ids after the model's start token.
 
     Args:
-        texts: paragraphs.
-        model: a MAGNET model with its tokenizer.
         shortest, longest: tokens that a text must have; none is cut.
-        count: texts to take.
 
     Raises:
         ValueError: no text fits.
     """
-    start = model.magnet_settings.start_token_id
-    first = [] if start is None else [start]
-    rows = [first + ids for ids in model.text_tokenizer.ids(texts)]
+    rows = [start_of(model) + ids for ids in model.text_tokenizer.ids(texts)]
     rows = [row for row in rows if shortest <= len(row) <= longest][:count]
     if not rows:
         raise ValueError(f"no text has {shortest} to {longest} tokens")
@@ -155,7 +142,6 @@ def draw_spans(lengths: list[int], seed: int) -> list[list[int]]:
 
     Args:
         lengths: of the texts in tokens.
-        seed: of the draw.
 
     Returns:
         A span map for each text, with context before, between and after the spans. A text has as

@@ -9,12 +9,16 @@
   base model can know the right side (Appendix B.1): `PROMPT`, then the text up to the last span.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
+
+from evaluation.common.figures import Figure
 
 VIEWS = ("both_sides", "left_only", "shuffled", "prompted")
 BLANK = " ___"
@@ -42,11 +46,9 @@ def rows_of_view(view: str, model, example, spans: list[list[int]], seed: Any = 
     """The rows whose scored tokens are, in order, those of an example's spans.
 
     Args:
-        view: one of `VIEWS`.
         model: whose tokenizer and start token the prompt of `prompted` is made with.
         example: with `token_ids` and `span_ids`.
         spans: the token indices of each span.
-        seed: of the order of shuffled context.
 
     Raises:
         ValueError: the view is unknown.
@@ -62,7 +64,7 @@ def rows_of_view(view: str, model, example, spans: list[list[int]], seed: Any = 
             Row(_shuffled(example, span, generator), example.span_ids, [*span]) for span in spans
         ]
     if view == "prompted":
-        first = 0 if model.magnet_settings.start_token_id is None else 1
+        first = len(start_of(model))
         prompt = _prompt(model, example, first)
         whole = prompt + example.token_ids[first : scored[-1] + 1]
         return [Row(whole, None, [column + len(prompt) - first for column in scored])]
@@ -92,16 +94,11 @@ def _prompt(model, example, first: int) -> list[int]:
 
 
 @torch.no_grad()
-def token_losses(
-    model, rows: list[Row], batch_size: int, description: str | None = None
-) -> list[np.ndarray]:
+def token_losses(model, rows: list[Row], batch_size: int, description: str) -> list[np.ndarray]:
     """The negative log-probability of each row's scored tokens; the head sees no others.
 
     Args:
-        model: with a span map.
-        rows: in any order.
-        batch_size: rows in a forward pass; those of a batch are of similar length.
-        description: of the progress bar; None: no bar.
+        rows: in any order; those of similar length are read together.
 
     Returns:
         An array (scored tokens,) for each row, in the order of `rows`.
@@ -116,7 +113,7 @@ def token_losses(
     losses: list[np.ndarray] = [np.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].token_ids))
     steps = range(0, len(rows), batch_size)
-    for first in tqdm(steps, desc=description, disable=description is None):
+    for first in tqdm(steps, desc=description):
         chosen = order[first : first + batch_size]
         batch = [rows[i] for i in chosen]
         ids = _padded([row.token_ids for row in batch], model.device)  # (batch, length)
@@ -143,3 +140,15 @@ def _hidden_states(model, batch: list[Row], ids: torch.Tensor) -> torch.Tensor:
 
 def _padded(values: list[list[int]], device) -> torch.Tensor:
     return pad_sequence([torch.tensor(row) for row in values], batch_first=True).to(device)
+
+
+def perplexity(losses: Sequence[np.ndarray], seed: int = 0) -> Figure:
+    """The perplexity of all tokens of `token_losses`, with its interval over rows."""
+    sums, counts = [part.sum() for part in losses], [len(part) for part in losses]
+    return Figure.of_ratio(sums, counts, seed).mapped(math.exp)
+
+
+def start_of(model) -> list[int]:
+    """The start token of a model's sequences, if it has one."""
+    start = model.magnet_settings.start_token_id
+    return [] if start is None else [start]

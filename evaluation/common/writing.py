@@ -1,7 +1,8 @@
-"""Files of results: written whole or not at all, into folders that exist before anything is measured."""
+"""Results as files, written whole or not at all, and as tables."""
 
 import argparse
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, and its folder if need be."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown.
+
+    Example:
+        >>> print(markdown(["", "n"], [["texts", 3]]))
+        | | n |
+        |---|---|
+        | texts | 3 |
+    """
+    lines = [
+        "".join(f"| {cell} " if cell != "" else "| " for cell in row) + "|" for row in [head, *rows]
+    ]
+    lines.insert(1, "|---" * len(head) + "|")
+    return "\n".join(lines)

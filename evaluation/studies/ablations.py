@@ -35,16 +35,9 @@ def train(name: str, configs: Sequence[str], folder: Path) -> None:
         print(f"{name} is trained already", flush=True)
         return
     files = [configs[0], str(CONFIGS / f"{name}.yaml"), *configs[1:]]
-    command = [
-        sys.executable,
-        "-m",
-        "modeling_magnet.training.train",
-        *files,
-        "--output_dir",
-        str(folder),
-    ]
-    print(f"{name}: {' '.join(command[1:])}", flush=True)
-    if subprocess.run(command, check=False).returncode:
+    command = ["-m", "modeling_magnet.training.train", *files, "--output_dir", str(folder)]
+    print(f"{name}: {' '.join(command)}", flush=True)
+    if subprocess.run([sys.executable, *command], check=False).returncode:
         raise RuntimeError(f"{name} failed in training, see above; run this again to continue")
 
 
@@ -64,18 +57,11 @@ def main(command_line: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--configs",
-        nargs="+",
-        required=True,
-        help="of training: the ablation's comes after the first",
-    )
-    parser.add_argument(
-        "--ablations", nargs="+", choices=names, default=list(TABLE_7), help="what to run"
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the runs and the results"
-    )
+    add = parser.add_argument
+    order = "of training: the ablation's comes after the first"
+    add("--configs", nargs="+", required=True, help=order)
+    add("--ablations", nargs="+", choices=names, default=list(TABLE_7), help="what to run")
+    add("--output", type=Path, required=True, help="folder of the runs and the results")
     options, rest = parser.parse_known_args(command_line)
     folders = {name: options.output / name for name in options.ablations}
     if "--tasks" not in rest:
@@ -87,9 +73,8 @@ def main(command_line: list[str] | None = None) -> int:
         for name, folder in folders.items():
             train(name, options.configs, folder)
         models = [str(folder / "model") for folder in folders.values()]
-        plan = run.Plan(
-            run.parse(["--model", models[0], "--baselines", base, *models[1:], *common])
-        )
+        measured = ["--model", models[0], "--baselines", base, *models[1:]]
+        plan = run.Plan(run.parse([*measured, *common]))
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

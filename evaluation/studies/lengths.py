@@ -11,11 +11,10 @@ All are greedy calls of `model.infill`. Of text five consecutive sentences of a 
 is one of the middle sentences, or a run of words that begins anywhere and has 4 to 64 tokens.
 """
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ from evaluation.common.figures import Figure, table
 from evaluation.common.gaps import Gap, checked, fill_gaps, parts_of, token_counts
 from evaluation.common.judging import REFERENCE, judge_infillings
 from evaluation.common.texts import read_stories, sentences
-from evaluation.common.views import Row, token_losses
+from evaluation.common.views import Row, perplexity, start_of, token_losses
 from evaluation.common.writing import output_file, write_json
-from evaluation.subjects import add_model_arguments, load_model
+from evaluation.models import command_parser, load_language_model, load_model
 from modeling_magnet.training.sources import read_rows
 
 METHODS = ("known", "guessed", "ends")
@@ -60,12 +59,9 @@ def draw(
     """Texts, and which piece of each is missing.
 
     Args:
-        stories: each of five sentences.
         missing: one of `MISSING`: a sentence, or a run of words, for which a text is cut anew into five
             pieces. Texts without room for the length that is drawn are left out.
-        limit: the most to draw.
         tokenizer: a model's `text_tokenizer`, which counts the tokens, a word's with its space.
-        seed: of all that is drawn.
     """
     generator = np.random.default_rng(seed)
     drawn = [stories[i] for i in generator.permutation(len(stories))]
@@ -92,24 +88,17 @@ def draw(
     return found
 
 
-def write(
-    model, pairs: Sequence[Gap], method: str, batch_size: int = 4, progress: bool = True
-) -> list[str]:
+def write(model, pairs: Sequence[Gap], method: str, batch_size: int = 4) -> list[str]:
     """The missing sentences as a method writes them, without white space around them.
 
     Args:
-        model: a MAGNET model.
         pairs: five sentences each, and the number of the missing one.
-        method: one of `METHODS`.
-        batch_size: texts decoded together.
-        progress: show a bar.
     """
     arguments: dict[str, Any] = {"span_lengths": LONGEST if method == "ends" else None}
     if method == "known":
         arguments["span_lengths"] = token_counts(model.text_tokenizer, pairs)
         arguments["suppress_tokens"] = [model.magnet_settings.end_token_id]
-    bar = method if progress else None
-    return fill_gaps(model, pairs, batch_size=batch_size, description=bar, **arguments)
+    return fill_gaps(model, pairs, batch_size=batch_size, description=method, **arguments)
 
 
 def compare(
@@ -121,20 +110,13 @@ def compare(
     judge_encoder=None,
     batch_size: int = 4,
     seed: int = 0,
-    progress: bool = True,
 ) -> tuple[dict[str, dict[str, Figure]], dict[str, list[str]]]:
     """Write what is missing by each method, and judge it.
 
     Args:
-        model: a MAGNET model.
-        stories: each of five sentences.
         gaps: the number of the missing one of each, 2 to 4.
-        methods: some of `METHODS`.
         judge_model: a language model that reads stories and seams; None: `model`.
         judge_encoder: as in `judge_infillings`.
-        batch_size: texts at a time.
-        seed: of the bootstrap.
-        progress: show bars.
 
     Returns:
         By method its figures: those of `judge_infillings`, and `tokens` (written, of those missing,
@@ -143,66 +125,58 @@ def compare(
     """
     pairs = checked(stories, gaps)
     judge = model if judge_model is None else judge_model
+    missing = [parts_of(*pair).missing for pair in pairs]
     written: dict[str, list[str]] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, Figure] = {}
     for method in methods:
         began = time.monotonic()
-        written[method] = write(model, pairs, method, batch_size, progress)
-        seconds[method] = (time.monotonic() - began) / len(pairs)
-    judged = judge_infillings(
-        written, stories, gaps, judge, judge_encoder, (), batch_size, seed, progress
-    )
-    missing = [parts_of(*pair).missing for pair in pairs]
+        written[method] = write(model, pairs, method, batch_size)
+        value = (time.monotonic() - began) / len(pairs)
+        seconds[method] = Figure(value, value, value, len(pairs))
+    judged = judge_infillings(written, stories, gaps, judge, judge_encoder, (), batch_size, seed)
     figures: dict[str, dict[str, Figure]] = {}
     for method, texts in {**written, REFERENCE: missing}.items():
-        found = {
-            name.partition(", ")[2]: figure
-            for name, figure in judged.items()
-            if name.partition(", ")[0] == method
-        }
-        sizes = [
-            [len(ids) for ids in model.text_tokenizer.ids(column)] for column in (texts, missing)
-        ]
-        errors = [abs(wrote - lacked) for wrote, lacked in zip(*sizes, strict=True)]
-        found["tokens"] = Figure.of_ratio(sizes[0], sizes[1], seed).scaled(100)
-        found["length error"] = Figure.of_ratio(errors, seed=seed)
+        prefix = f"{method}, "
+        found = {k.removeprefix(prefix): f for k, f in judged.items() if k.startswith(prefix)}
+        wrote, lacked = (
+            np.array([len(ids) for ids in model.text_tokenizer.ids(column)])
+            for column in (texts, missing)
+        )  # (texts,) each
+        found["tokens"] = Figure.of_ratio(wrote, lacked, seed).scaled(100)
+        found["length error"] = Figure.of_ratio(abs(wrote - lacked), seed=seed)
         found["seam perplexity"] = _seams(judge, pairs, texts, batch_size, seed)
         if method in seconds:
-            value = seconds[method]
-            found["seconds"] = Figure(value, value, value, len(pairs))
+            found["seconds"] = seconds[method]
         figures[method] = found
     return figures, written
 
 
 def _seams(judge, pairs, texts: Sequence[str], batch_size: int, seed: int) -> Figure:
     """Perplexity of the suffix's first tokens after the prefix and what was written."""
-    start = judge.magnet_settings.start_token_id
+    tokenizer = judge.text_tokenizer
     rows = []
     for pair, text in zip(pairs, texts, strict=True):
         left, _, right = parts_of(*pair)
-        tokenizer = judge.text_tokenizer
         (before,) = tokenizer.ids([" ".join(filter(None, [left, text]))])
-        (behind,) = tokenizer.continued.ids([f" {right}"])
-        ids = ([] if start is None else [start]) + before
-        behind = behind[:SEAM]
-        rows.append(Row(ids + behind, None, list(range(len(ids), len(ids) + len(behind)))))
-    losses = token_losses(judge, rows, batch_size)
-    sums, counts = [part.sum() for part in losses], [len(part) for part in losses]
-    return Figure.of_ratio(sums, counts, seed).mapped(np.exp)
+        (after,) = tokenizer.continued.ids([f" {right}"])
+        read = len(start_of(judge) + before)
+        ids = start_of(judge) + before + after[:SEAM]
+        rows.append(Row(ids, None, list(range(read, len(ids)))))
+    return perplexity(token_losses(judge, rows, batch_size, "Seams"), seed)
 
 
 def main(command_line: list[str] | None = None) -> None:
     """Print a table a body of text, and store it with all that was written."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_model_arguments(parser)
-    parser.add_argument("--roc", help="TSV with the columns sentence1 to sentence5")
-    parser.add_argument("--text", help="paragraphs: .txt, .jsonl or .parquet with `text`")
-    parser.add_argument("--limit", type=int, default=50, help="texts of each")
-    parser.add_argument("--missing", nargs="+", choices=MISSING, default=MISSING, help="is what")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--judge", help="language model that reads the result, if not --model")
-    parser.add_argument("--encoder", help="sentence-transformers model that judges similarity")
-    parser.add_argument("--output", type=output_file, help="JSON file to write")
+    parser = command_parser()
+    add = parser.add_argument
+    add("--roc", help="TSV with the columns sentence1 to sentence5")
+    add("--text", help="paragraphs: .txt, .jsonl or .parquet with `text`")
+    add("--limit", type=int, default=50, help="texts of each")
+    add("--missing", nargs="+", choices=MISSING, default=MISSING, help="is what")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS)
+    add("--judge", help="language model that reads the result, if not --model")
+    add("--encoder", help="sentence encoder that judges similarity")
+    add("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
     if not options.roc and not options.text:
         parser.error("nothing to infill: give --roc, --text or both")
@@ -210,20 +184,17 @@ def main(command_line: list[str] | None = None) -> None:
     if options.text:
         rows = read_rows([options.text], ("text",), counts=Counter())
         bodies["text"] = passages([row["text"] for row in rows])
-    model, encoder = load_model(options.model, options.start_token), None
-    judge = load_model(options.judge, options.start_token) if options.judge else None
-    if options.encoder:
-        from sentence_transformers import SentenceTransformer  # slow, and needed here alone
-
-        encoder = SentenceTransformer(options.encoder)
+    model = load_language_model(options.model, options.start_token)
+    judge = load_language_model(options.judge, options.start_token) if options.judge else None
+    encoder = load_model(options.encoder) if options.encoder else None
     content = {}
-    for name, kind in [(name, kind) for name in bodies for kind in options.missing]:
+    for name, kind in product(bodies, options.missing):
         pairs = draw(bodies[name], kind, options.limit, model.text_tokenizer, options.seed)
-        chosen, gaps = [story for story, _ in pairs], [gap for _, gap in pairs]
-        name = f"{name}, missing: {kind}"
+        stories, gaps = (list(part) for part in zip(*pairs, strict=True))
         figures, written = compare(
-            model, chosen, gaps, options.methods, judge, encoder, options.batch_size, options.seed
+            model, stories, gaps, options.methods, judge, encoder, options.batch_size, options.seed
         )
+        name = f"{name}, missing: {kind}"
         print(f"\n{name}\n\n{table(figures)}")
         content[name] = {
             "figures": {
@@ -231,9 +202,9 @@ def main(command_line: list[str] | None = None) -> None:
                 for method, found in figures.items()
             },
             "texts": [
-                dict(zip(("left", "reference", "right"), parts_of(*pair), strict=True))
+                {"left": left, "reference": reference, "right": right}
                 | {"infillings": {method: texts[n] for method, texts in written.items()}}
-                for n, pair in enumerate(pairs)
+                for n, (left, reference, right) in enumerate(parts_of(*pair) for pair in pairs)
             ],
         }
     if options.output:

@@ -21,9 +21,9 @@ from scipy.stats import spearmanr
 
 from evaluation.common.figures import Figure, table
 from evaluation.common.texts import read_columns
-from evaluation.common.writing import write_json, write_text
+from evaluation.common.writing import markdown, write_json, write_text
+from evaluation.models import load_language_model
 from evaluation.report import draw_lines
-from evaluation.subjects import load_model
 from evaluation.tasks.sentences import spearman_interval
 
 COLUMNS = ("sentence1", "sentence2", "score")
@@ -44,11 +44,8 @@ def measure(
     """The correlation at each number of layers and each width, and the speed at each number of layers.
 
     Args:
-        model: a MAGNET model.
         pairs: `COLUMNS` by name, the scores as numbers.
         layers, dims: numbers for `num_layers` and `truncate_dim`.
-        batch_size: of `encode`.
-        seed: of the intervals.
 
     Returns:
         The grid, and sentences per second.
@@ -80,15 +77,11 @@ def _spearman(vectors: np.ndarray, scores: Sequence[float], seed: int) -> Figure
 def write(
     output: Path, grids: dict[str, Grid], speeds: dict[str, dict[int, float]], about: dict[str, Any]
 ) -> str:
-    """Write the figures, the table and the two pictures.
+    """Write the figures, the table and the two pictures, and return the table.
 
     Args:
-        output: folder.
         grids, speeds: of each model by name.
         about: what the figures were measured on and with.
-
-    Returns:
-        The table.
     """
     columns = {
         name: {
@@ -98,43 +91,36 @@ def write(
         }
         for name, grid in grids.items()
     }
-    rates = [
-        f"| {layers} | " + " | ".join(f"{speed[layers]:.1f}" for speed in speeds.values()) + " |"
-        for layers in next(iter(speeds.values()))
-    ]
-    head = [f"| layers | {' | '.join(speeds)} |", "|---" * (len(speeds) + 1) + "|"]
+    first = next(iter(grids.values()))
+    layers, dims = sorted(first), sorted(next(iter(first.values())))
+    rates = [[n, *(f"{speed[n]:.1f}" for speed in speeds.values())] for n in first]
     text = "\n\n".join(
         [
             "Spearman's correlation, in percent:",
             table(columns),
             "Sentences per second:",
-            "\n".join([*head, *rates]),
+            markdown(["layers", *speeds], rates),
             *(f"- {name}: {value}" for name, value in about.items()),
         ]
     )
     write_json(output / "matryoshka.json", {"about": about, "spearman": grids, "speed": speeds})
     write_text(output / "matryoshka.md", f"{text}\n")
-    first = next(iter(grids.values()))
-    all_layers, dims = max(first), list(next(iter(first.values())))
-    points = {
+    by_layers: dict[str, Any] = {
         f"Spearman, {dim} dimensions": {
-            name: [(float(n), row[dim]) for n, row in grid.items()] for name, grid in grids.items()
+            name: [(n, row[dim]) for n, row in grid.items()] for name, grid in grids.items()
         }
-        for dim in (max(dims), sorted(dims)[(len(dims) - 1) // 2])
+        for dim in (dims[-1], dims[(len(dims) - 1) // 2])
     }
-    points["sentences per second"] = {
-        name: [(float(n), Figure(rate, rate, rate, 1)) for n, rate in speed.items()]
+    by_layers["sentences per second"] = {
+        name: [(n, Figure(rate, rate, rate, 1)) for n, rate in speed.items()]
         for name, speed in speeds.items()
     }
-    draw_lines(output / "layers.png", points, ("layers", ""))
-    widths = {
-        f"Spearman, {n} layers": {
-            name: [(float(dim), figure) for dim, figure in grid[n].items()]
-            for name, grid in grids.items()
-        }
-        for n in (all_layers, sorted(first)[(len(first) - 1) // 2])
+    by_width: dict[str, Any] = {
+        f"Spearman, {n} layers": {name: list(grid[n].items()) for name, grid in grids.items()}
+        for n in (layers[-1], layers[(len(layers) - 1) // 2])
     }
-    draw_lines(output / "widths.png", widths, ("dimensions", ""))
+    draw_lines(output / "layers.png", by_layers, ("layers", ""))
+    draw_lines(output / "widths.png", by_width, ("dimensions", ""))
     return text
 
 
@@ -148,17 +134,17 @@ def _named(pair: str) -> tuple[str, str]:
 def main(command_line: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--models", nargs="+", type=_named, required=True, help="NAME=FOLDER or NAME=HUB-ID"
-    )
-    parser.add_argument("--sts", type=Path, required=True, help=f".tsv with {', '.join(COLUMNS)}")
-    parser.add_argument("--layers", nargs="+", type=int, required=True)
-    parser.add_argument("--dims", nargs="+", type=int, required=True)
-    parser.add_argument("--limit", type=int, help="pairs, drawn by the seed (default: all)")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    add = parser.add_argument
+    add("--models", nargs="+", type=_named, required=True, help="NAME=FOLDER or NAME=HUB-ID")
+    add("--sts", type=Path, required=True, help=f".tsv with {', '.join(COLUMNS)}")
+    add("--layers", nargs="+", type=int, required=True)
+    add("--dims", nargs="+", type=int, required=True)
+    add("--limit", type=int, help="pairs, drawn by the seed (default: all)")
+    add("--batch-size", type=int, default=32)
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(command_line)
+    sizes = options.layers, options.dims, options.batch_size, options.seed
     try:
         pairs: dict[str, Any] = read_columns(options.sts, COLUMNS)
         order = np.random.default_rng(options.seed).permutation(len(pairs["score"]))
@@ -166,18 +152,12 @@ def main(command_line: list[str] | None = None) -> int:
         pairs["score"] = [float(score) for score in pairs["score"]]
         grids, speeds = {}, {}
         for name, place in options.models:
-            grids[name], speeds[name] = measure(
-                load_model(place), pairs, options.layers, options.dims, options.batch_size,
-                options.seed,
-            )  # fmt: skip
+            grids[name], speeds[name] = measure(load_language_model(place), pairs, *sizes)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    about = {
-        "file": options.sts.name,
-        "pairs": len(pairs["score"]),
-        "batch size": options.batch_size,
-    }
+    count = len(pairs["score"])
+    about = {"file": options.sts.name, "pairs": count, "batch size": options.batch_size}
     options.output.mkdir(parents=True, exist_ok=True)
     print(write(options.output, grids, speeds, about))
     return 0

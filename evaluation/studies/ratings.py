@@ -21,7 +21,7 @@ import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import cohen_kappa_score
 
 from evaluation.common.figures import Figure, table
+from evaluation.common.writing import markdown
 from modeling_magnet.aside import written_aside
 
 QUESTIONS = {"a_fits": ("yes", "no"), "b_fits": ("yes", "no"), "better": ("A", "B", "same")}
@@ -92,12 +93,6 @@ def blind_pairs(
 ) -> tuple[list[dict[str, str]], Key]:
     """Pair infillings without saying who wrote them.
 
-    Args:
-        stories: of `read_infillings`.
-        methods: two or more.
-        count: stories to show.
-        seed: of the stories, of who is A, and of the ids.
-
     Returns:
         The rows of the sheet, with `COLUMNS`, and the key.
 
@@ -111,12 +106,9 @@ def blind_pairs(
     if not 0 < count <= len(stories):
         raise ValueError(f"count is {count}: there are {len(stories)} stories, give 1 or more")
     generator = np.random.default_rng(seed)
-    rounds = list(_rounds(methods))
-    pairs = [
-        (stories[i], pair)
-        for n, i in enumerate(generator.permutation(len(stories))[:count])
-        for pair in rounds[n % len(rounds)]
-    ]
+    chosen = generator.permutation(len(stories))[:count]
+    rounds = cycle(_rounds(methods))
+    pairs = [(stories[i], pair) for i, found in zip(chosen, rounds, strict=False) for pair in found]
     numbers = generator.choice(16**6, size=len(pairs), replace=False)
     rows, key = [], {}
     for number, (story, pair) in zip(numbers, pairs, strict=True):
@@ -151,13 +143,10 @@ def write_sheet(rows: Sequence[dict[str, str]], key: Key, sheet: Path, key_path:
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    contents = {
-        sheet: text.getvalue().encode("utf-8-sig"),
-        key_path: (json.dumps(key, indent=1, ensure_ascii=False) + "\n").encode(),
-    }
+    hidden = json.dumps(key, indent=1, ensure_ascii=False) + "\n"
     with written_aside(sheet) as first, written_aside(key_path) as second:
-        first.write_bytes(contents[sheet])
-        second.write_bytes(contents[key_path])
+        first.write_bytes(text.getvalue().encode("utf-8-sig"))
+        second.write_bytes(hidden.encode())
 
 
 def read_ratings(paths: Sequence[str | Path], key: Key) -> dict[str, Answers]:
@@ -228,11 +217,6 @@ def _answers_of(row: dict[str, str], where: str, problems: list[str]) -> dict[st
 def score_ratings(ratings: Mapping[str, Answers], key: Key, seed: int = 0) -> dict[str, Figure]:
     """What the ratings say of the methods, in % of all raters' answers.
 
-    Args:
-        ratings: of `read_ratings`.
-        key: of the sheet.
-        seed: of the bootstrap over stories.
-
     Returns:
         `METHOD, fits`: the infillings found contextually appropriate, Table 5's score. `METHOD over
         OTHER`: where it was better, "same" counted half to each. `METHOD same as OTHER`: the ties.
@@ -263,13 +247,10 @@ def score_ratings(ratings: Mapping[str, Answers], key: Key, seed: int = 0) -> di
 
 
 class Agreement(NamedTuple):
-    """How two raters agree on a question: share of equal answers, Cohen's kappa, and answers.
+    """How two raters agree on a question; kappa is NaN where both gave one same answer throughout."""
 
-    Kappa is NaN where both gave one and the same answer throughout.
-    """
-
-    raw: float
-    kappa: float
+    raw: float  # share of equal answers
+    kappa: float  # Cohen's
     answers: int
 
 
@@ -292,34 +273,35 @@ def agreement(one: Answers, other: Answers) -> dict[str, Agreement | None]:
 
 def agreement_table(ratings: Mapping[str, Answers]) -> str:
     """The agreement of every two raters, in Markdown; `-` where there is none to measure."""
-    lines = ["| raters | question | agreement, % | Cohen's kappa | n |", "|---|---|---|---|---|"]
+    rows = []
     for one, other in combinations(ratings, 2):
         for label, found in agreement(ratings[one], ratings[other]).items():
-            cells = [f"{one}, {other}", label, "-", "-", "0"]
+            shown: list[object] = ["-", "-", 0]
             if found:
                 kappa = "-" if np.isnan(found.kappa) else f"{found.kappa:.2f}"
-                cells[2:] = [f"{100 * found.raw:.1f}", kappa, str(found.answers)]
-            lines.append(f"| {' | '.join(cells)} |")
+                shown = [f"{100 * found.raw:.1f}", kappa, found.answers]
+            rows.append([f"{one}, {other}", label, *shown])
     if len(ratings) == 1:
-        lines.append(f"| {next(iter(ratings))} alone | - | - | - | - |")
-    return "\n".join(lines)
+        rows.append([f"{next(iter(ratings))} alone", "-", "-", "-", "-"])
+    return markdown(["raters", "question", "agreement, %", "Cohen's kappa", "n"], rows)
 
 
 def main(command_line: list[str] | None = None) -> None:
     """Export a sheet for raters, or score what they filled in."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
-    export = commands.add_parser("export", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    export.add_argument("inputs", nargs="+", help="FILE, or NAME=FILE of several models")
-    export.add_argument("--methods", nargs="+", required=True, help="METHOD, or NAME/METHOD")
-    export.add_argument("--count", type=int, default=100, help="stories to show")
-    export.add_argument("--seed", type=int, default=0, help="of stories, order and ids")
-    export.add_argument("--sheet", type=Path, required=True, help="CSV file to write, to be rated")
-    export.add_argument("--key", type=Path, required=True, help="JSON file to write, to be hidden")
-    score = commands.add_parser("score", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    score.add_argument("sheets", nargs="+", help="filled in sheets, one a rater")
-    score.add_argument("--key", type=Path, required=True, help="JSON file that export wrote")
-    score.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    add = commands.add_parser("export", formatter_class=defaults).add_argument
+    add("inputs", nargs="+", help="FILE, or NAME=FILE of several models")
+    add("--methods", nargs="+", required=True, help="METHOD, or NAME/METHOD")
+    add("--count", type=int, default=100, help="stories to show")
+    add("--seed", type=int, default=0, help="of stories, order and ids")
+    add("--sheet", type=Path, required=True, help="CSV file to write, to be rated")
+    add("--key", type=Path, required=True, help="JSON file to write, to be hidden")
+    add = commands.add_parser("score", formatter_class=defaults).add_argument
+    add("sheets", nargs="+", help="filled in sheets, one a rater")
+    add("--key", type=Path, required=True, help="JSON file that export wrote")
+    add("--seed", type=int, default=0, help="of the bootstrap")
     options = parser.parse_args(command_line)
     try:
         if options.command == "export":

@@ -7,7 +7,6 @@ The call is `model.infill(prefix, suffix)`, greedy, without a length; which sent
 drawn by the seed, from the second to the fourth.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,21 +16,14 @@ from evaluation.common.gaps import parts_of
 from evaluation.common.generating import GREEDY
 from evaluation.common.texts import read_stories
 from evaluation.common.writing import output_file, write_text
-from evaluation.subjects import add_model_arguments, load_model
+from evaluation.models import command_parser, load_language_model
 
 
-def samples(model, stories: Sequence[Sequence[str]], seed: int = 0, progress: bool = True) -> str:
-    """A Markdown list of the stories: what was written in bold, what is missing after it.
-
-    Args:
-        model: a MAGNET model.
-        stories: each of five sentences.
-        seed: of the missing sentences' numbers.
-        progress: show a bar.
-    """
+def samples(model, stories: Sequence[Sequence[str]], seed: int = 0) -> str:
+    """A Markdown list of the stories: what was written in bold, what is missing after it."""
     gaps = np.random.default_rng(seed).integers(2, 5, size=len(stories)).tolist()
     lines: list[str] = []
-    for story, gap in tqdm(list(zip(stories, gaps, strict=True)), disable=not progress):
+    for story, gap in tqdm(list(zip(stories, gaps, strict=True))):
         left, missing, right = parts_of(story, gap)
         written = " ".join(model.infill(left, f" {right}", **GREEDY).split())
         shown = f"**{written}**" if written else "**(nothing)**"
@@ -41,12 +33,11 @@ def samples(model, stories: Sequence[Sequence[str]], seed: int = 0, progress: bo
 
 def main(command_line: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_model_arguments(parser)
+    parser = command_parser()
     parser.add_argument("--stories", required=True, help="TSV, columns sentence1 to sentence5")
     parser.add_argument("--output", type=output_file, help="Markdown file to write")
     options = parser.parse_args(command_line)
-    model = load_model(options.model, options.start_token)
+    model = load_language_model(options.model, options.start_token)
     text = samples(model, read_stories(options.stories), options.seed)
     print(text)
     if options.output:

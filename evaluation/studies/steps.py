@@ -22,7 +22,7 @@ from modeling_magnet.training.export import write_adapter
 Curves = dict[str, dict[str, list[tuple[float, Figure]]]]
 
 
-def specs_of(runs: Sequence[Path], adapters: Path, steps: Sequence[int] | None) -> dict[str, dict]:
+def models_of(runs: Sequence[Path], adapters: Path, steps: Sequence[int] | None) -> dict[str, dict]:
     """The models to measure: of each run its base, as step 0, and its checkpoints.
 
     Args:
@@ -31,7 +31,7 @@ def specs_of(runs: Sequence[Path], adapters: Path, steps: Sequence[int] | None) 
         steps: of the checkpoints; None: all.
 
     Returns:
-        A spec for each model, to the names of its runs and the step.
+        The name of each model, to its run and its step.
 
     Raises:
         FileNotFoundError: a run has no base, or none of these checkpoints.
@@ -81,8 +81,11 @@ def write_curves(output: Path, curves: Curves) -> str:
                 columns.setdefault(f"{run_name}, {step:g}", {})[name] = figure
     text = table(columns)
     write_text(output / "steps.md", f"{text}\n")
-    panels = {name: lines for name, lines in curves.items() if "of the true text" not in name}
-    panels = {name: lines for name, lines in panels.items() if max(map(len, lines.values())) > 1}
+    panels = {
+        name: lines
+        for name, lines in curves.items()
+        if "of the true text" not in name and max(map(len, lines.values())) > 1
+    }
     if panels:
         draw_lines(output / "steps.png", panels, ("training step", ""))
     return text
@@ -96,12 +99,10 @@ def main(command_line: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     options, rest = parser.parse_known_args(command_line)
     try:
-        models = specs_of(options.runs, options.output / "adapters", options.steps)
+        models = models_of(options.runs, options.output / "adapters", options.steps)
         first, *others = models
-        others = ["--baselines", *others]
-        plan = run.Plan(
-            run.parse(["--model", first, *others, "--output", str(options.output), *rest])
-        )
+        measured = ["--model", first, "--baselines", *others, "--output", str(options.output)]
+        plan = run.Plan(run.parse([*measured, *rest]))
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,14 +6,13 @@ cut into blocks that do not overlap, each after the start token; all tokens but 
 scored, none twice. The figure is per token, so it compares models of one tokenizer only.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.common.figures import Figure
 from evaluation.common.texts import read_paragraphs
-from evaluation.common.views import Row, token_losses
+from evaluation.common.views import Row, perplexity, start_of, token_losses
 
 
 def blocks_of(
@@ -22,17 +21,12 @@ def blocks_of(
     """Token ids of blocks of a text, each after the model's start token.
 
     Args:
-        path: as for `read_paragraphs`.
-        model: a MAGNET model with its tokenizer.
         length: tokens in a block, start token included; what is left at the end is dropped.
-        limit: blocks to draw; None: all.
-        seed: of the draw.
 
     Raises:
         ValueError: as in `read_paragraphs`, or the text has not a block.
     """
-    start = model.magnet_settings.start_token_id
-    first = [] if start is None else [start]
+    first = start_of(model)
     size = length - len(first)
     (token_ids,) = model.text_tokenizer.ids(["\n".join(read_paragraphs(path))])
     count = len(token_ids) // size
@@ -42,23 +36,15 @@ def blocks_of(
     return [first + token_ids[i * size : (i + 1) * size] for i in chosen]
 
 
-def measure_causal(
-    model, blocks: list[list[int]], batch_size: int = 8, seed: int = 0, progress: bool = True
-) -> Figure:
+def measure_causal(model, blocks: list[list[int]], batch_size: int = 8, seed: int = 0) -> Figure:
     """Perplexity of all tokens of the blocks but each first, with its interval over blocks.
 
     Args:
-        model: a MAGNET model in evaluation mode.
         blocks: token ids, such as those of `blocks_of`; each two or more.
-        batch_size: blocks in a forward pass.
-        seed: of the bootstrap.
-        progress: show a bar.
 
     Example:
-        >>> measure_causal(model, [[0, 504, 260, 504]], progress=False).examples
+        >>> measure_causal(model, [[0, 504, 260, 504]]).examples
         1
     """
     rows = [Row(block, None, list(range(1, len(block)))) for block in blocks]
-    losses = token_losses(model, rows, batch_size, "causal" if progress else None)
-    sums, counts = [part.sum() for part in losses], [len(part) for part in losses]
-    return Figure.of_ratio(sums, counts, seed).mapped(math.exp)
+    return perplexity(token_losses(model, rows, batch_size, "causal"), seed)

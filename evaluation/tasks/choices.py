@@ -37,7 +37,6 @@ def measure_choices(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    progress: bool = True,
     shots: int = 0,
 ) -> dict[str, Figure]:
     """Accuracy of the choice that a language model finds most probable, in percent.
@@ -48,9 +47,6 @@ def measure_choices(
         sources: names of lm-eval's tasks of multiple choice in `FOLDERS`, such as those of
             `evaluation.data.CHOICES`, and `.jsonl` files.
         limit: questions of each source, drawn by the seed; None: all.
-        seed: of the draw and of the intervals.
-        batch_size: choices in a forward pass.
-        progress: show a bar over the choices of each source.
         shots: solved examples before each question; 5 in the MMLU numbers of Llama 2 (Table 6).
 
     Returns:
@@ -72,7 +68,7 @@ def measure_choices(
         drawn = _drawn(
             {name: len(task.eval_docs) for name, task in loaded.tasks.items()}, limit, seed
         )
-        samples = _samples(model, loaded.tasks, drawn, batch_size, progress, shots)
+        samples = _samples(model, loaded.tasks, drawn, batch_size, shots)
         for name, members in loaded.groups.items():
             found = [sample for member in members for sample in samples.get(member, [])]
             for metric, suffix in METRICS.items():
@@ -174,7 +170,6 @@ def _samples(
     tasks: dict[str, Any],
     drawn: dict[str, list[int]],
     batch_size: int,
-    progress: bool,
     shots: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """What lm-eval found of each question drawn, by task."""
@@ -184,7 +179,7 @@ def _samples(
     class Reader(HFLM):
         def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list:
             with redirect_stderr(stderr):  # for the one bar that is of use
-                return super().loglikelihood(requests, disable_tqdm=not progress)
+                return super().loglikelihood(requests)
 
     for name in drawn:
         tasks[name].set_config("num_fewshot", shots)

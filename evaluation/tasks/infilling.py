@@ -13,8 +13,8 @@ on a token border of that text, and all views score the same tokens. The space b
 is part of the second one's first token, as tokenizers have it, and so is scored with it.
 """
 
-import argparse
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,8 +25,8 @@ import numpy as np
 from evaluation.common.figures import Figure
 from evaluation.common.spans import Example, roc_examples, text_examples
 from evaluation.common.views import VIEWS, rows_of_view, token_losses
-from evaluation.common.writing import output_file, write_json
-from evaluation.subjects import add_model_arguments, load_model
+from evaluation.common.writing import markdown, output_file, write_json
+from evaluation.models import command_parser, load_language_model
 
 LENGTH_BINS = (8, 16, 32, 64, 128)
 """Upper ends of the span lengths that are reported together, in tokens."""
@@ -67,7 +67,7 @@ class InfillingPerplexity(evaluate.Metric):
 
     def _compute(self, input_ids, span_ids, model, **arguments):
         examples = [Example.of_text(*pair) for pair in zip(input_ids, span_ids, strict=True)]
-        scores = infilling_scores(model, examples, progress=False, **arguments)
+        scores = infilling_scores(model, examples, **arguments)
         return perplexity_table(scores)
 
 
@@ -77,17 +77,11 @@ def infilling_scores(
     views: Sequence[str] = VIEWS,
     batch_size: int = 8,
     seed: int = 0,
-    progress: bool = True,
 ) -> list[SpanScore]:
     """Score the original tokens of every span in each view.
 
     Args:
         model: a MAGNET model in evaluation mode, as `from_pretrained` returns it.
-        examples: such as those of `evaluation.common.spans`.
-        views: some of `evaluation.common.views.VIEWS`.
-        batch_size: rows in a forward pass; those of a batch are of similar length.
-        seed: of the shuffled context.
-        progress: show a bar.
 
     Returns:
         A score for each span, in the order of the examples.
@@ -111,7 +105,7 @@ def infilling_scores(
             for i, (example, spans) in enumerate(zip(examples, places, strict=True))
             for row in rows_of_view(view, model, example, spans, seed=(seed, i))
         ]
-        losses = np.concatenate(token_losses(model, rows, batch_size, view if progress else None))
+        losses = np.concatenate(token_losses(model, rows, batch_size, view))
         for score, part in zip(scores, np.split(losses, np.cumsum(sizes)[:-1]), strict=True):
             score.losses[view] = float(part.sum())
     return scores
@@ -131,31 +125,26 @@ def _span_places(example: Example, number: int) -> list[list[int]]:
 def perplexity_table(scores: Sequence[SpanScore], seed: int = 0) -> dict[str, Any]:
     """Perplexities of each view: over all spans, by their length and by their position.
 
-    Args:
-        scores: of `infilling_scores`.
-        seed: of the bootstrap, which draws examples with all their spans.
+    The bootstrap draws examples with all their spans.
 
     Returns:
-        `examples` and `tokens`, the counts; `perplexity`, a view's name to its `Figure`; `by_length` and `by_position`, a group's name to such a table of its own.
+        `examples` and `tokens`, the counts; `perplexity`, a view's name to its `Figure`; `by_length` and
+        `by_position`, a group's name to such a table.
     """
-    table = _group(scores, seed)
     lowest = (1, *(end + 1 for end in LENGTH_BINS))
-    names = [f"{low}-{high}" for low, high in zip(lowest, LENGTH_BINS, strict=False)]
-    names.append(f"{lowest[-1]}-")
-    bins = np.searchsorted(LENGTH_BINS, [score.length for score in scores])
-    positions = np.array([score.position for score in scores])
-    table["by_length"] = {
-        names[b]: _group([scores[i] for i in np.flatnonzero(bins == b).tolist()], seed)
-        for b in np.unique(bins)
+    names = [f"{low}-{high}" for low, high in zip(lowest, (*LENGTH_BINS, ""), strict=True)]
+    by_length: dict[str, list[SpanScore]] = {name: [] for name in names}
+    by_position: dict[str, list[SpanScore]] = {}
+    for score in sorted(scores, key=lambda score: score.position):
+        by_length[names[bisect_left(LENGTH_BINS, score.length)]].append(score)
+        by_position.setdefault(str(score.position), []).append(score)
+    return _table(scores, seed) | {
+        "by_length": {name: _table(group, seed) for name, group in by_length.items() if group},
+        "by_position": {name: _table(group, seed) for name, group in by_position.items()},
     }
-    table["by_position"] = {
-        str(p): _group([scores[i] for i in np.flatnonzero(positions == p).tolist()], seed)
-        for p in np.unique(positions)
-    }
-    return table
 
 
-def _group(scores: Sequence[SpanScore], seed: int) -> dict[str, Any]:
+def _table(scores: Sequence[SpanScore], seed: int) -> dict[str, Any]:
     examples, owners = np.unique([score.example for score in scores], return_inverse=True)
     tokens = np.bincount(owners, [score.length for score in scores])  # (examples,)
     perplexity = {}
@@ -167,50 +156,45 @@ def _group(scores: Sequence[SpanScore], seed: int) -> dict[str, Any]:
 
 def as_table(results: dict[str, dict[str, Any]]) -> str:
     """The tables of several sets of texts, by name, as one table in Markdown."""
-    views = list(next(iter(results.values()))["perplexity"])
-    lines = [f"| text | examples | tokens | {' | '.join(views)} |", "|---" * (3 + len(views)) + "|"]
+    rows = []
     for name, table in results.items():
         groups = {name: table}
         for part in ("length", "position"):
             groups |= {f"{name}, {part} {label}": v for label, v in table[f"by_{part}"].items()}
         for label, group in groups.items():
-            cells = [label, str(group["examples"]), str(group["tokens"])]
-            for figure in group["perplexity"].values():
-                cells.append(f"{figure.value:.1f} ({figure.low:.1f} to {figure.high:.1f})")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            figures = group["perplexity"].values()
+            shown = [f"{f.value:.1f} ({f.low:.1f} to {f.high:.1f})" for f in figures]
+            rows.append([label, group["examples"], group["tokens"], *shown])
+    return markdown(["text", "examples", "tokens", *table["perplexity"]], rows)
 
 
 def main(command_line: list[str] | None = None) -> None:
     """Print the infilling perplexities of a model on stories and paragraphs."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_model_arguments(parser)
-    parser.add_argument("--roc", help="TSV with the columns sentence1 to sentence5")
-    parser.add_argument("--wikitext", help="text with a paragraph or heading a line")
-    parser.add_argument("--limit", type=int, default=100, help="texts of each to use")
-    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS, help="what to score")
-    parser.add_argument("--output", type=output_file, help="JSON file to write")
+    parser = command_parser()
+    add = parser.add_argument
+    add("--roc", help="TSV with the columns sentence1 to sentence5")
+    add("--wikitext", help="text with a paragraph or heading a line")
+    add("--limit", type=int, default=100, help="texts of each to use")
+    add("--views", nargs="+", choices=VIEWS, default=VIEWS, help="what to score")
+    add("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
     if not options.roc and not options.wikitext:
         parser.error("nothing to measure on: give --roc, --wikitext or both")
-    model = load_model(options.model, options.start_token)
+    model, seed = load_language_model(options.model, options.start_token), options.seed
+    examples = {}
+    if options.roc:
+        examples["ROC Stories"] = roc_examples(options.roc, model, seed, options.limit)
+    if options.wikitext:
+        examples["WikiText-103"] = text_examples(options.wikitext, model, seed, options.limit)
     results = {}
-    for name, path, reader in (
-        ("ROC Stories", options.roc, roc_examples),
-        ("WikiText-103", options.wikitext, text_examples),
-    ):
-        if path:
-            examples = reader(path, model, seed=options.seed, limit=options.limit)
-            scores = infilling_scores(
-                model, examples, options.views, options.batch_size, seed=options.seed
-            )
-            results[name] = perplexity_table(scores, seed=options.seed)
+    for name, given in examples.items():
+        scores = infilling_scores(model, given, options.views, options.batch_size, seed)
+        results[name] = perplexity_table(scores, seed)
     print("Perplexity of the missing spans' tokens (95 % bootstrap interval over texts)\n")
     print(as_table(results))
     if options.output:
         settings = {name: str(value) for name, value in vars(options).items()}
-        content = {"settings": settings, "results": results}
-        write_json(options.output, content)
+        write_json(options.output, {"settings": settings, "results": results})
 
 
 if __name__ == "__main__":

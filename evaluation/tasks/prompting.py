@@ -19,7 +19,6 @@ a prompt is cut to its first sentence, by the rule of `evaluation.common.texts`;
 around the whole of it fall away.
 """
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from evaluation.common.generating import continuations, id_set
 from evaluation.common.judging import JUDGEMENTS, REFERENCE, judge_infillings
 from evaluation.common.texts import read_stories, sentences
 from evaluation.common.writing import output_file, write_json
-from evaluation.subjects import add_model_arguments, load_model
+from evaluation.models import command_parser, load_language_model, load_model
 
 LINE_BY_LINE = (
     "You have a five-sentence story with some missing text.\n"
@@ -65,8 +64,6 @@ def prompt_of(method: str, story: Sequence[str], gap: int, examples: Sequence[Ga
     r"""The text that the model continues.
 
     Args:
-        method: one of `PROMPTS`.
-        story: five sentences.
         gap: the number of the missing one, 1 to 5.
         examples: stories that `five_shot` shows solved.
 
@@ -97,19 +94,14 @@ def write_infillings(
     examples: Sequence[Gap] = (),
     new_tokens: int = NEW_TOKENS,
     batch_size: int = 8,
-    progress: bool = True,
 ) -> dict[str, list[str]]:
     """Write the missing sentence of every story by every method, greedily.
 
     Args:
         model: a MAGNET model with its tokenizer; its start token begins every prompt.
-        stories: each of five sentences.
         gaps: the number of the missing sentence of each, 1 to 5.
-        methods: some of `METHODS`.
         examples: five solved stories, for `five_shot`.
         new_tokens: the most to write after a prompt; `both_sides` fills its gap instead.
-        batch_size: prompts in a batch; those of a batch are of similar length.
-        progress: show bars.
 
     Returns:
         By method, the sentences in the order of `stories`, without white space around them.
@@ -133,12 +125,16 @@ def write_infillings(
     }
     sizes = [n for name, texts in prompts.items() for n in _sizes(model, name, texts, new_tokens)]
     written: dict[str, list[str]] = {method: [] for method in methods}
-    for method in INFILLED:
-        if method in methods:
-            written[method] = _fill_gaps(model, pairs, method, batch_size, progress)
+    ends = id_set(model.generation_config.eos_token_id) | {model.magnet_settings.end_token_id}
+    ends |= id_set(model.magnet_settings.start_token_id)
+    for method in [method for method in INFILLED if method in methods]:
+        lengths = token_counts(model.text_tokenizer, pairs) if method == "both_sides" else None
+        written[method] = fill_gaps(
+            model, pairs, lengths, batch_size, method, eos_token_id=sorted(ends)
+        )
     if prompts:
         texts = [text for group in prompts.values() for text in group]
-        made = continuations(model, texts, sizes, new_tokens, batch_size, progress)
+        made = continuations(model, texts, sizes, new_tokens, batch_size)
         for n, method in enumerate(prompts):
             group = [each.written for each in made[n * len(pairs) : (n + 1) * len(pairs)]]
             written[method] = [_first_sentence(text, method) for text in group]
@@ -169,20 +165,6 @@ def _first_sentence(text: str, method: str) -> str:
     return quoted[1] if quoted and method != "left_only" else first
 
 
-def _fill_gaps(model, pairs: list[Gap], method: str, batch_size: int, progress: bool) -> list[str]:
-    ends = id_set(model.generation_config.eos_token_id) | id_set(
-        model.magnet_settings.start_token_id
-    )
-    return fill_gaps(
-        model,
-        pairs,
-        token_counts(model.text_tokenizer, pairs) if method == "both_sides" else None,
-        batch_size,
-        method if progress else None,
-        eos_token_id=sorted(ends | {model.magnet_settings.end_token_id}),
-    )
-
-
 def measure_prompting(
     model,
     path: str | Path,
@@ -191,19 +173,15 @@ def measure_prompting(
     judge_model=None,
     judge_encoder=None,
     batch_size: int = 8,
-    progress: bool = True,
     methods: Sequence[str] = METHODS,
 ) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """Write and judge infillings of middle sentences of stories that the seed draws.
 
     Args:
-        model: as in `write_infillings`.
-        path: as for `evaluation.common.texts.read_stories`.
         limit: stories to use at most. None: all, but for the five of `five_shot`, which are drawn
             first. A story has the same gap whatever the limit.
-        seed: of the stories, their gaps and the bootstrap.
         judge_model: as in `judge_infillings`; models compare under the same one. None: `model`.
-        judge_encoder, batch_size, progress, methods: as in the two functions.
+        judge_encoder, batch_size, methods: as in the two functions.
 
     Returns:
         The figures of `judge_infillings`, and the infillings: of each story its number in the file
@@ -225,12 +203,10 @@ def measure_prompting(
     examples = [(stories[i], gaps[i]) for i in shots]
     chosen = drawn[:limit].tolist()
     told, missing = [stories[i] for i in chosen], [gaps[i] for i in chosen]
-    written = write_infillings(
-        model, told, missing, methods, examples, batch_size=batch_size, progress=progress
-    )
+    written = write_infillings(model, told, missing, methods, examples, batch_size=batch_size)
     judge = model if judge_model is None else judge_model
     figures = judge_infillings(
-        written, told, missing, judge, judge_encoder, examples, batch_size, seed, progress
+        written, told, missing, judge, judge_encoder, examples, batch_size, seed
     )
     infillings = [
         {"story": i + 1, "gap": gaps[i]}
@@ -252,32 +228,25 @@ def as_table(figures: Mapping[str, Figure]) -> str:
 
 def main(command_line: list[str] | None = None) -> None:
     """Print how a model's infillings are judged, and store them."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_model_arguments(parser)
-    parser.add_argument("--roc", required=True, help="TSV with the columns sentence1 to sentence5")
-    parser.add_argument("--limit", type=int, default=100, help="stories to use")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="to measure")
-    parser.add_argument("--judge", help="language model that judges the stories, if not --model")
-    parser.add_argument("--encoder", help="sentence-transformers model that judges similarity")
-    parser.add_argument("--show", type=int, default=0, help="stories to print with infillings")
-    parser.add_argument(
-        "--output", type=output_file, help="JSON file to write, for evaluation.studies.ratings"
-    )
+    parser = command_parser()
+    add = parser.add_argument
+    add("--roc", required=True, help="TSV with the columns sentence1 to sentence5")
+    add("--limit", type=int, default=100, help="stories to use")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="to measure")
+    add("--judge", help="language model that judges the stories, if not --model")
+    add("--encoder", help="sentence encoder that judges similarity")
+    add("--show", type=int, default=0, help="stories to print with infillings")
+    add("--output", type=output_file, help="JSON file to write, for evaluation.studies.ratings")
     options = parser.parse_args(command_line)
-    encoder, start = None, options.start_token
-    if options.encoder:
-        from sentence_transformers import SentenceTransformer  # slow, and needed here alone
-
-        encoder = SentenceTransformer(options.encoder)
     figures, infillings = measure_prompting(
-        load_model(options.model, start),
+        load_language_model(options.model, options.start_token),
         options.roc,
         options.limit,
         options.seed,
-        load_model(options.judge, start) if options.judge else None,
-        encoder,
+        load_language_model(options.judge, options.start_token) if options.judge else None,
+        load_model(options.encoder) if options.encoder else None,
         options.batch_size,
-        methods=options.methods,
+        options.methods,
     )
     print("A missing middle sentence, in % but for the perplexity (95 % bootstrap interval)\n")
     print(as_table(figures))

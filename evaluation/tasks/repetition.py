@@ -17,7 +17,6 @@ text based on these prefixes", greedily. The paper leaves open what follows; her
 - A text without sentences, or with fewer than n words, repeats nothing: 0.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import numpy as np
 from evaluation.common.figures import Figure, table
 from evaluation.common.generating import PROMPT_WORDS, continuations, prompt_lengths
 from evaluation.common.texts import read_paragraphs, read_stories, sentences
-from evaluation.subjects import add_model_arguments, load_model
+from evaluation.models import command_parser, load_language_model
 
 
 class Repetition(evaluate.Metric):
@@ -86,18 +85,12 @@ def measure_repetition(
     n: int = 4,
     batch_size: int = 16,
     seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, Figure]:
     """Repetition in what a model writes after the beginnings of texts, and in the texts themselves.
 
     Args:
-        model: as in `continuations`.
         path: a .tsv of stories (prompt: the first sentence), or lines as of WikiText (prompt: 5
             words), of which those are taken that are as long as what is written.
-        limit: texts to continue.
-        new_tokens, batch_size, progress: as in `continuations`.
-        n: words of an n-gram.
-        seed: of the draw of texts, and of the bootstrap.
 
     Returns:
         `Rep-Sen` and `Rep-n` of the continuations in percent, and of the true ones, such as
@@ -121,7 +114,7 @@ def measure_repetition(
             raise ValueError(f"{path} has no paragraph of {least} tokens or more")
         texts = [texts[i] for i in generator.permutation(len(texts))[:limit]]
         lengths = prompt_lengths(texts, model.text_tokenizer)
-    made = continuations(model, texts, lengths, new_tokens, batch_size, progress)
+    made = continuations(model, texts, lengths, new_tokens, batch_size)
     figures = {}
     for suffix, column in (("", 1), (" of the true text", 2)):
         found = Repetition().compute(predictions=[pair[column] for pair in made], n=n, seed=seed)
@@ -132,22 +125,19 @@ def measure_repetition(
 
 def main(command_line: list[str] | None = None) -> None:
     """Print Rep-Sen and Rep-n of a model's continuations and of the true ones."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_model_arguments(parser)
-    parser.add_argument(
-        "--text",
-        required=True,
-        help="a .tsv of stories (prompt: the first sentence) or WikiText lines (prompt: 5 words)",
-    )
-    parser.add_argument("--limit", type=int, default=50, help="texts to continue")
-    parser.add_argument("--new-tokens", type=int, default=128, help="the most to write")
-    parser.add_argument("--n", type=int, default=4, help="words of an n-gram")
+    parser = command_parser()
+    add = parser.add_argument
+    kinds = "a .tsv of stories (prompt: the first sentence) or WikiText lines (prompt: 5 words)"
+    add("--text", required=True, help=kinds)
+    add("--limit", type=int, default=50, help="texts to continue")
+    add("--new-tokens", type=int, default=128, help="the most to write")
+    add("--n", type=int, default=4, help="words of an n-gram")
     options = parser.parse_args(command_line)
+    model, size = load_language_model(options.model, options.start_token), options.new_tokens
     figures = measure_repetition(
-        load_model(options.model, options.start_token), options.text, options.limit, options.new_tokens, options.n,
-        options.batch_size, options.seed,
-    )  # fmt: skip
-    print(f"Greedy continuations of up to {options.new_tokens} tokens, in %\n")
+        model, options.text, options.limit, size, options.n, options.batch_size, options.seed
+    )
+    print(f"Greedy continuations of up to {size} tokens, in %\n")
     print(table({options.model: figures}))
 
 

@@ -23,19 +23,18 @@ from tqdm.auto import tqdm
 from evaluation.common.figures import RESAMPLES, Figure, ratio_interval
 from evaluation.common.texts import read_columns
 from evaluation.data import CLUSTERING, STS
-from evaluation.subjects import Subject
+from evaluation.models import Model
 
 HIGHEST_SCORE = 5  # of similarity, as in all of `STS`
 BLOCKS = 20  # of a bootstrap's draws, which need memory
 
 
 def measure_sts(
-    subject: Subject,
+    model: Model,
     sources: Sequence[str],
     prompt: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, Figure]:
     """Spearman correlation of cosine similarity with human scores, in percent (Table 2).
 
@@ -43,12 +42,9 @@ def measure_sts(
     `spearman_interval`.
 
     Args:
-        subject: what encodes.
         sources: names of mteb's tasks, such as those of `evaluation.data.STS`, and `.tsv` files.
-        prompt: the text to put before each sentence. None: `prompt_of(subject, "STS")`.
+        prompt: the text to put before each sentence. None: `prompt_of(model, "STS")`.
         limit: pairs of each source, drawn by the seed, since files are ordered by origin; None: all.
-        seed: of the draw and of the interval.
-        progress: show a bar over the sources; a subject has bars of its own.
 
     Returns:
         A figure a source, by the task's name or the file's without its ending.
@@ -57,17 +53,17 @@ def measure_sts(
         ValueError, ConnectionError: as in `check_sts`; or `limit` is below 2, or draws one score alone.
 
     Example:
-        >>> measure_sts(load_subject("magnet:outputs/magnet"), ["STS12"])["STS12"].examples
+        >>> measure_sts(load_model("magnet:outputs/magnet"), ["STS12"])["STS12"].examples
         3108
     """
-    prompt = prompt_of(subject, "STS") if prompt is None else prompt
+    prompt = prompt_of(model, "STS") if prompt is None else prompt
     figures = {}
-    for source, name in tqdm(_named(sources), desc="Similarity", disable=not progress):
+    for source, name in tqdm(_named(sources), desc="Similarity"):
         task = _sts_task(source, limit, seed)
         split, (subset,) = task.metadata.eval_splits[0], task.hf_subsets
         with TemporaryDirectory() as folder:
             scores = task.evaluate(
-                _Encoder(subject, prompt), split, encode_kwargs={}, prediction_folder=Path(folder)
+                _Encoder(model, prompt), split, encode_kwargs={}, prediction_folder=Path(folder)
             )
             pairs = json.loads((Path(folder) / task.prediction_file_name).read_text("utf-8"))
         similarities, truth = pairs[subset][split]["cosine_scores"], task.dataset[split]["score"]
@@ -78,12 +74,11 @@ def measure_sts(
 
 
 def measure_clustering(
-    subject: Subject,
+    model: Model,
     sources: Sequence[str],
     prompt: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, Figure]:
     """V-measure of k-means clusters against given labels, in percent (Table 3).
 
@@ -97,7 +92,7 @@ def measure_clustering(
     Few texts to a label score higher than many: compare numbers of one `limit` alone.
 
     Args:
-        subject, sources, progress: as in `measure_sts`; of mteb, the likes of `CLUSTERING`.
+        model, sources: as in `measure_sts`; of mteb, the likes of `CLUSTERING`.
         prompt: the text to put before each text. None: `prompt_of` the source.
         limit: texts of each set of a source, drawn by the seed; a file is one. None: all.
         seed: of the draws, and of k-means for a file; mteb's own for its tasks.
@@ -109,13 +104,13 @@ def measure_clustering(
         ValueError, ConnectionError: as in `check_clustering`; or the limit as in `measure_sts`.
 
     Example:
-        >>> measure_clustering(subject, ["topics.tsv"], limit=1000)["topics"].examples
+        >>> measure_clustering(model, ["topics.tsv"], limit=1000)["topics"].examples
         1000
     """
     figures = {}
-    for source, name in tqdm(_named(sources), desc="Clustering", disable=not progress):
+    for source, name in tqdm(_named(sources), desc="Clustering"):
         task = _clustering_task(source, limit, seed)
-        encoder = _Encoder(subject, prompt_of(subject, name) if prompt is None else prompt)
+        encoder = _Encoder(model, prompt_of(model, name) if prompt is None else prompt)
         split, (subset,) = task.metadata.eval_splits[0], task.hf_subsets
         found = task.evaluate(encoder, split, encode_kwargs={})[subset]
         sets = found["v_measures"]  # (sets,)
@@ -127,14 +122,14 @@ def measure_clustering(
     return figures
 
 
-def prompt_of(subject: Subject, task: str) -> str | None:
+def prompt_of(model: Model, task: str) -> str | None:
     """The text that stands before each sentence of a task: `STS`, or the name of one of clustering.
 
     Returns:
         For a language model its checkpoint's prompt of that name, by default the instruction of
-        Table 8, or None, the subject's own default, where there is none. For an encoder `""`.
+        Table 8, or None, the model's own default, where there is none. For an encoder `""`.
     """
-    return subject.model.magnet_settings.prompts.get(task) if subject.model is not None else ""
+    return model.language_model.magnet_settings.prompts.get(task) if model.language_model else ""
 
 
 def check_sts(sources: Sequence[str]) -> None:
@@ -168,7 +163,6 @@ def spearman_interval(one: ArrayLike, two: ArrayLike, seed: int = 0) -> tuple[fl
 
     Args:
         one, two: (pairs,) what is correlated.
-        seed: of the draws.
 
     Returns:
         The lower and the upper end, NaN where `one` or `two` is constant.
@@ -189,19 +183,19 @@ def spearman_interval(one: ArrayLike, two: ArrayLike, seed: int = 0) -> tuple[fl
 
 
 class _Encoder:
-    """A subject as an encoder of mteb (`mteb.models.EncoderProtocol`), with a prompt of our choice."""
+    """A model as an encoder of mteb (`mteb.models.EncoderProtocol`), with a prompt of our choice."""
 
-    def __init__(self, subject: Subject, prompt: str | None):
+    def __init__(self, model: Model, prompt: str | None):
         from mteb.models import ModelMeta
 
-        self.subject, self.prompt = subject, prompt
+        self.model, self.prompt = model, prompt
         self.count = 0  # texts encoded
         self.mteb_model_meta = ModelMeta.create_empty()
 
     def encode(self, inputs: Any, **_: Any) -> np.ndarray:
         texts = [text for batch in inputs for text in batch["text"]]
         self.count += len(texts)
-        return self.subject.encode(texts, self.prompt)
+        return self.model.encode(texts, self.prompt)
 
     def similarity(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> torch.Tensor:
         one, two = (F.normalize(torch.tensor(rows)) for rows in (embeddings1, embeddings2))

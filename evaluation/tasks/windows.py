@@ -12,7 +12,6 @@ text of their own, and the same tokens read in each other window. A vector is th
 vectors of `encode_tokens`. It should be nearest to that of its own paragraph, not of another article's.
 """
 
-import argparse
 import itertools
 import math
 import re
@@ -26,7 +25,7 @@ import torch
 from evaluation.common.figures import Figure, table
 from evaluation.common.views import Row, token_losses
 from evaluation.common.writing import output_file, write_json
-from evaluation.subjects import add_model_arguments, load_model
+from evaluation.models import command_parser, load_language_model
 from modeling_magnet.training.sources import read_rows
 
 WINDOWS = (64, 128, 256, 512, 1024, 2048)
@@ -34,6 +33,8 @@ WINDOWS = (64, 128, 256, 512, 1024, 2048)
 
 SPAN = 16
 """Tokens of the missing span."""
+
+VIEWS = ("both sides", "left only")
 
 
 def read_articles(path: str | Path) -> list[str]:
@@ -69,20 +70,14 @@ def middles(
     """The token ids of the middle of articles that are long enough, drawn by the seed.
 
     Args:
-        texts: articles.
-        model: a MAGNET model with its tokenizer.
-        seed: of the draw.
-        limit: articles to use; None: all.
         length: tokens of each, without a start token.
 
     Raises:
         ValueError: none is long enough.
     """
-    drawn = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
     found: list[list[int]] = []
-    tokenizer = model.text_tokenizer
-    for text in drawn:
-        (ids,) = tokenizer.ids([text])
+    for i in np.random.default_rng(seed).permutation(len(texts)):
+        (ids,) = model.text_tokenizer.ids([texts[i]])
         if len(ids) >= length and (limit is None or len(found) < limit):
             found.append(_middle(ids, length))
     if not found:
@@ -95,7 +90,6 @@ def measure_windows(
     articles: Sequence[list[int]],
     windows: Sequence[int] = WINDOWS,
     seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, Figure]:
     """Perplexity of a missing span against the window around it, and a paragraph's vector in each.
 
@@ -103,8 +97,6 @@ def measure_windows(
         model: a MAGNET model in evaluation mode, with a start token.
         articles: of `middles`, each at least as long as the longest window.
         windows: as `WINDOWS`, the shortest first.
-        seed: of the bootstrap, over articles.
-        progress: show bars.
 
     Returns:
         For each window `both sides` and `left only`, and their ratio, with an interval of its own; for
@@ -113,13 +105,12 @@ def measure_windows(
     """
     figures: dict[str, Figure] = {}
     counts = [SPAN] * len(articles)
+
+    def percent(values: np.ndarray) -> Figure:
+        return Figure.of_ratio(values, seed=seed).scaled(100)
+
     for window in windows:
-        losses = {
-            view: np.array(
-                [part.sum() for part in _span_losses(model, articles, window, view, progress)]
-            )
-            for view in ("both sides", "left only")
-        }  # (articles,) each
+        losses = {view: _span_losses(model, articles, window, view) for view in VIEWS}
         for view, values in losses.items():
             figures[f"{window}, {view}"] = Figure.of_ratio(values, counts, seed).mapped(math.exp)
         difference = losses["both sides"] - losses["left only"]
@@ -129,18 +120,14 @@ def measure_windows(
     for window in windows[1:]:
         cosines = _paragraph_vectors(model, articles, window, windows[0]) @ alone.T
         own = np.diagonal(cosines)  # (articles,)
-        figures[f"{window}, vector, cosine with it alone"] = Figure.of_ratio(own, seed=seed).scaled(
-            100
-        )
         others = (cosines.sum(axis=1) - own) / max(1, len(own) - 1)
-        figures[f"{window}, vector, with others alone"] = Figure.of_ratio(others, seed=seed).scaled(
-            100
-        )
+        figures[f"{window}, vector, cosine with it alone"] = percent(own)
+        figures[f"{window}, vector, with others alone"] = percent(others)
     return figures
 
 
-def _span_losses(model, articles, window: int, view: str, progress: bool) -> list[np.ndarray]:
-    """The losses of each article's span, (SPAN,) each."""
+def _span_losses(model, articles, window: int, view: str) -> np.ndarray:
+    """(articles,) the summed losses of each article's span."""
     start = model.magnet_settings.start_token_id
     first = 1 + (window - 1 - SPAN) // 2  # the start token stands before all
     span_ids = [int(first <= i < first + SPAN) for i in range(window)]
@@ -152,8 +139,8 @@ def _span_losses(model, articles, window: int, view: str, progress: bool) -> lis
             rows.append(Row(ids, span_ids, scored))
         else:  # what follows the span is not seen, so it is not read
             rows.append(Row(ids[: first + SPAN], None, scored))
-    description = f"{window}, {view}" if progress else None
-    return token_losses(model, rows, max(1, WINDOWS[-1] // window), description)
+    losses = token_losses(model, rows, max(1, WINDOWS[-1] // window), f"{window}, {view}")
+    return np.array([part.sum() for part in losses])
 
 
 @torch.no_grad()
@@ -162,9 +149,8 @@ def _paragraph_vectors(model, articles, window: int, paragraph: int) -> np.ndarr
     first, size = (window - paragraph) // 2, paragraph - 1
     vectors = []
     for article in articles:
-        (rows,) = model._token_vectors(
-            [_middle(article, window - 1)], 1, False, None
-        )  # (window - 1, hidden)
+        ids = _middle(article, window - 1)
+        (rows,) = model._token_vectors([ids], 1, False, None)  # (window - 1, hidden)
         vectors.append(rows[first : first + size].mean(dim=0).numpy())
     stacked = np.stack(vectors)
     return stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
@@ -177,26 +163,22 @@ def _middle(ids: list[int], length: int) -> list[int]:
 
 def main(command_line: list[str] | None = None) -> None:
     """Print the table of a model, and store it."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_model_arguments(parser)
-    parser.add_argument("--text", required=True, help="articles, see read_articles")
-    parser.add_argument("--limit", type=int, default=24, help="articles")
-    parser.add_argument(
-        "--windows", type=int, nargs="+", default=WINDOWS, help="tokens around the span"
-    )
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights"
-    )
-    parser.add_argument("--output", type=output_file, help="JSON file to write")
+    parser = command_parser()
+    add = parser.add_argument
+    add("--text", required=True, help="articles, see read_articles")
+    add("--limit", type=int, default=24, help="articles")
+    add("--windows", type=int, nargs="+", default=WINDOWS, help="tokens around the span")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
+    add("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
-    model = load_model(options.model, options.start_token, getattr(torch, options.dtype))
+    dtype = getattr(torch, options.dtype)
+    model = load_language_model(options.model, options.start_token, dtype)
     texts = read_articles(options.text)
     articles = middles(texts, model, options.seed, options.limit, max(options.windows))
     figures = measure_windows(model, articles, sorted(options.windows), options.seed)
     print(table({options.model: figures}))
     if options.output:
-        content = {label: figure._asdict() for label, figure in figures.items()}
-        write_json(options.output, content)
+        write_json(options.output, {name: figure._asdict() for name, figure in figures.items()})
 
 
 if __name__ == "__main__":

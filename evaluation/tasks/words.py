@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from evaluation.common.figures import Figure, table
 from evaluation.common.texts import Sentence, read_conll
 from evaluation.common.writing import output_file, write_json
-from evaluation.subjects import load_subject
+from evaluation.models import load_model
 
 TASKS = ("chunk", "ner", "pos")
 ENCODE_AT_ONCE = 512
@@ -40,7 +40,6 @@ def probe(
     learning_rate: float = 5e-4,
     dropout: float = 0.1,
     seed: int = 0,
-    progress: bool = True,
 ) -> list[list[str]]:
     """Fit a linear classifier of words to frozen vectors with Adam, and apply it (appendix A).
 
@@ -50,7 +49,6 @@ def probe(
         steps, batch_size, learning_rate: of training; batches of sentences, a constant rate.
         dropout: of the vectors in training.
         seed: of the weights, the order and the dropout; the caller's random state stays as it is.
-        progress: show a bar.
 
     Returns:
         A tag a word for each test sentence: always one that is in `train_tags`.
@@ -77,7 +75,7 @@ def probe(
         optimizer = torch.optim.Adam(classifier.parameters(), lr=learning_rate)
         epochs = [torch.randperm(count) for _ in range(1 + steps * batch_size // count)]
         order = torch.cat(epochs)[: steps * batch_size].view(steps, batch_size)
-        for batch in tqdm(order.tolist(), desc="Probe", disable=not progress):
+        for batch in tqdm(order.tolist(), desc="Probe"):
             features = F.dropout(stack([train_vectors[i] for i in batch]), dropout)
             targets = torch.from_numpy(np.concatenate([labels[i] for i in batch]))  # (words,)
             optimizer.zero_grad()
@@ -135,7 +133,6 @@ def measure_words(
     steps: int = 4000,
     limit: tuple[int | None, int | None] | None = None,
     seed: int = 0,
-    progress: bool = True,
 ) -> dict[str, dict[str, Figure]]:
     """Fit and score a classifier for each task on the word vectors of an encoder (Table 1).
 
@@ -145,7 +142,6 @@ def measure_words(
         train_path, test_path: files of CoNLL-2003, see `read_conll`.
         tasks, steps: what to measure, and the steps of training a classifier.
         limit: how many of the first training and of the first test sentences to use; None: all.
-        seed, progress: of the classifiers and the intervals; whether to show bars.
 
     Returns:
         For each task what `score` returns. Words whose tag no training word has count as wrong, with
@@ -158,11 +154,11 @@ def measure_words(
         raise ValueError(f"tasks are {', '.join(tasks) or 'none'}: give some of {', '.join(TASKS)}")
     paths, limits = (train_path, test_path), limit or (None, None)
     train, test = (read_conll(path)[:most] for path, most in zip(paths, limits, strict=True))
-    vectors = [_encode(encode_words, part, progress) for part in (train, test)]
+    vectors = [_encode(encode_words, part) for part in (train, test)]
     results = {}
     for task in tasks:
         known, gold = ([sentence.tags[task] for sentence in part] for part in (train, test))
-        predictions = probe(vectors[0], known, vectors[1], steps, seed=seed, progress=progress)
+        predictions = probe(vectors[0], known, vectors[1], steps, seed=seed)
         seen = {tag for tags in known for tag in tags}
         unseen = dict(Counter(tag for tags in gold for tag in tags if tag not in seen))
         if unseen:
@@ -171,10 +167,10 @@ def measure_words(
     return results
 
 
-def _encode(encode_words, sentences: list[Sentence], progress: bool) -> list[np.ndarray]:
+def _encode(encode_words, sentences: list[Sentence]) -> list[np.ndarray]:
     """Vectors in 16 bits: half the memory, and rounded by far less than dropout disturbs them."""
     vectors: list[np.ndarray] = []
-    for first in tqdm(range(0, len(sentences), ENCODE_AT_ONCE), "Encode", disable=not progress):
+    for first in tqdm(range(0, len(sentences), ENCODE_AT_ONCE), "Encode"):
         words = [sentence.words for sentence in sentences[first : first + ENCODE_AT_ONCE]]
         vectors += [rows.astype(np.float16) for rows in encode_words(words)]
     return vectors
@@ -193,30 +189,29 @@ def named(results: dict[str, dict[str, Figure]]) -> dict[str, Figure]:
 def main(command_line: list[str] | None = None) -> None:
     """Measure a Magnet folder, print a table and write the results, whole or not at all."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", required=True, help="what to measure, as for evaluation.run")
-    parser.add_argument(
-        "--states", choices=["both", "paper"], default="both", help="outputs to read"
-    )
-    parser.add_argument("--train", required=True, help="CoNLL-2003 file to train on")
-    parser.add_argument("--test", required=True, help="CoNLL-2003 file to score on")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="what to measure")
-    parser.add_argument("--limit-train", type=int, help="use so many training sentences")
-    parser.add_argument("--limit-test", type=int, help="use so many test sentences")
-    parser.add_argument("--steps", type=int, default=4000, help="of training a classifier")
-    parser.add_argument("--seed", type=int, default=0, help="of classifiers and intervals")
-    parser.add_argument("--output", type=output_file, help="JSON file to write")
+    add = parser.add_argument
+    add("--model", required=True, help="what to measure, as for evaluation.run")
+    add("--states", choices=["both", "paper"], default="both", help="outputs to read")
+    add("--train", required=True, help="CoNLL-2003 file to train on")
+    add("--test", required=True, help="CoNLL-2003 file to score on")
+    add("--tasks", nargs="+", choices=TASKS, default=TASKS, help="what to measure")
+    add("--limit-train", type=int, help="use so many training sentences")
+    add("--limit-test", type=int, help="use so many test sentences")
+    add("--steps", type=int, default=4000, help="of training a classifier")
+    add("--seed", type=int, default=0, help="of classifiers and intervals")
+    add("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
-    began = time.perf_counter()
+    began, paths = time.perf_counter(), (options.train, options.test)
     for name in ("limit_train", "limit_test", "steps"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: give 1 or more")
-    for path in (options.train, options.test):
+    for path in paths:
         read_conll(path)  # a bad file is said before the model loads
-    subject = load_subject(options.model)
+    encode_words = partial(load_model(options.model).encode_words, states=options.states)
+    limits = options.limit_train, options.limit_test
     results = measure_words(
-        partial(subject.encode_words, states=options.states), options.train, options.test, options.tasks, options.steps,
-        limit=(options.limit_train, options.limit_test), seed=options.seed,
-    )  # fmt: skip
+        encode_words, *paths, options.tasks, options.steps, limits, options.seed
+    )
     seconds = round(time.perf_counter() - began, 3)
     print(table({options.model: named(results)}))
     print(f"\nn: test sentences; {options.steps} steps, seed {options.seed}, {seconds} s")

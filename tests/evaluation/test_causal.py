@@ -30,7 +30,7 @@ def test_causal_perplexity_equals_the_stock_models_loss(tiny, text):
     with torch.no_grad():
         expected = math.exp(stock(input_ids=ids, labels=ids).loss)
     for batch_size in (1, 3):
-        figure = measure_causal(tiny, blocks, batch_size, progress=False)
+        figure = measure_causal(tiny, blocks, batch_size)
         assert figure.value == pytest.approx(expected, rel=1e-5)
         assert figure.low < figure.value < figure.high and figure.examples == 5
 

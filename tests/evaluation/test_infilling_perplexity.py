@@ -12,7 +12,7 @@ import torch
 from tiny import SENTENCES, make_model
 from transformers import LlamaForCausalLM
 
-from evaluation import subjects
+from evaluation import models
 from evaluation.common.spans import Example, roc_examples, text_examples
 from evaluation.common.texts import STORY_COLUMNS, read_paragraphs, read_stories
 from evaluation.common.views import BLANK, PROMPT, VIEWS, rows_of_view
@@ -101,7 +101,7 @@ def test_losses_equal_all_logits_under_the_oracle_mask(model, examples):
                 }
             )
     for batch_size in (1, 3):
-        scores = infilling_scores(model, examples, batch_size=batch_size, progress=False)
+        scores = infilling_scores(model, examples, batch_size=batch_size)
         assert [score.example for score in scores] == [0, 1, 2, 3, 3]
         for score, losses in zip(scores, expected):
             assert score.length > 1
@@ -118,7 +118,7 @@ def test_losses_equal_all_logits_under_the_oracle_mask(model, examples):
 
 
 def test_prompted_reads_the_gapped_text_and_then_the_text(model, examples):
-    scores = infilling_scores(model, examples, ["prompted"], progress=False)
+    scores = infilling_scores(model, examples, ["prompted"])
     before, between, blank = (
         model.tokenizer(text)["input_ids"]
         for text in (PROMPT[0].format(blank=BLANK.strip()), PROMPT[1], BLANK)
@@ -169,15 +169,15 @@ def test_the_metric_sees_the_right_side(model):
         optimizer.step()
     held_out = [Example.of_text(row, spans[0].tolist()) for row in ids[:64].tolist()]
     views = ("both_sides", "shuffled", "left_only")
-    table = perplexity_table(infilling_scores(model.eval(), held_out, views, progress=False))
+    table = perplexity_table(infilling_scores(model.eval(), held_out, views))
     both, shuffled, left = (table["perplexity"][view] for view in views)
     assert both.value < 2 and shuffled.low > 10 * both.high and left.low > 10 * both.high
 
 
 def test_the_order_of_the_examples_makes_no_difference(model, examples):
     views = ["both_sides", "left_only", "prompted"]
-    forth = perplexity_table(infilling_scores(model, examples, views, 2, progress=False))
-    back = perplexity_table(infilling_scores(model, examples[::-1], views, 3, progress=False))
+    forth = perplexity_table(infilling_scores(model, examples, views, 2))
+    back = perplexity_table(infilling_scores(model, examples[::-1], views, 3))
     for view in views:
         for key in ("perplexity", "by_length", "by_position"):
             assert set(forth[key]) == set(back[key])
@@ -282,7 +282,7 @@ def test_the_metric_loads_from_its_path(model, examples, tmp_path):
         "span_ids": [example.span_ids for example in examples],
         "model": model,
     }
-    expected = perplexity_table(infilling_scores(model, examples, progress=False))
+    expected = perplexity_table(infilling_scores(model, examples))
     for metric in (
         InfillingPerplexity(cache_dir=str(tmp_path)),
         evaluate.load(str(SCRIPT), cache_dir=str(tmp_path)),
@@ -297,17 +297,17 @@ def test_what_cannot_be_scored_is_said(model):
     ids = list(range(3, 12))
     for spans in ([1] * 3 + [0] * 6, [0] * 9, [0, 2] + [0] * 7):
         with pytest.raises(ValueError, match="example 0 has the span map"):
-            infilling_scores(model, [Example.of_text(ids, spans)], progress=False)
+            infilling_scores(model, [Example.of_text(ids, spans)])
     with pytest.raises(ValueError, match="got 9 tokens and 8 entries of a span map"):
         Example.of_text(ids, [0] * 8)
     example = Example.of_text(ids, [0] * 4 + [1] * 5)
     with pytest.raises(ValueError, match="unknown view 'right_only'"):
-        infilling_scores(model, [example], ["right_only"], progress=False)
+        infilling_scores(model, [example], ["right_only"])
     with pytest.raises(ValueError, match="got 0 examples and 4 views"):
-        infilling_scores(model, [], progress=False)
+        infilling_scores(model, [])
     model.config.magnet = {"max_length": 8}
     with pytest.raises(ValueError, match="a row has 9 positions, the limit is 8"):
-        infilling_scores(model, [example], progress=False)
+        infilling_scores(model, [example])
 
 
 def test_command(tmp_path, capsys, monkeypatch):
@@ -315,7 +315,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     text, output = tmp_path / "wiki.tokens", tmp_path / "results.json"
     text.write_text("\n".join([" = Harbour = ", *[" ".join(SENTENCES[:3])] * 3]))
     monkeypatch.setattr(
-        subjects, "load_base", lambda model, dtype: make_model(max_position_embeddings=512)
+        models, "load_base", lambda model, dtype: make_model(max_position_embeddings=512)
     )
     command = ["--model", "tiny", "--roc", str(stories), "--wikitext", str(text), "--limit", "2"]
     infilling.main([*command, "--start-token", "<s>", "--output", str(output)])

@@ -32,19 +32,19 @@ def test_what_each_method_asks_for(model, monkeypatch):
     monkeypatch.setattr(model, "infill", spy)
     written = {}
     for method in METHODS:
-        written[method] = write(model, PAIRS, method, progress=False)
+        written[method] = write(model, PAIRS, method)
         assert [len(texts) for texts in written.values()] == [2] * len(written)
     missing = [story[gap - 1] for story, gap in PAIRS]
     sizes = [len(model.tokenizer(f" {text}")["input_ids"]) for text in missing]
     assert sorted(asked["known"][0]) == sorted(sizes) and asked["known"][1]
     assert asked["ends"] == (64, False)
     assert asked["guessed"] == (None, False)
-    alone = [write(model, [pair], "ends", progress=False)[0] for pair in PAIRS]
+    alone = [write(model, [pair], "ends")[0] for pair in PAIRS]
     assert written["ends"] == alone  # in a batch as one at a time
 
 
 def test_length_error_and_seam_by_hand(model):
-    figures, written = compare(model, STORIES, GAPS, ["known"], progress=False)
+    figures, written = compare(model, STORIES, GAPS, ["known"])
     assert set(figures) == {"known", "reference"}
     sizes = [
         (len(model.tokenizer(text)["input_ids"]), len(model.tokenizer(story[gap - 1])["input_ids"]))
@@ -74,7 +74,7 @@ def test_the_seam_is_read_as_it_stands_in_the_text():
     """Whatever the tokenizer: the suffix has its tokens of the whole text."""
     spaced = make_model(vocab_size=400)
     spaced.tokenizer = make_spaced_tokenizer()
-    figures, _ = compare(spaced, STORIES, GAPS, ["known"], progress=False)
+    figures, _ = compare(spaced, STORIES, GAPS, ["known"])
     losses = []
     for story, gap in PAIRS:
         ids = [1, *spaced.text_tokenizer.ids([" ".join(story)])[0]]

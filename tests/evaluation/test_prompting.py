@@ -85,13 +85,11 @@ def test_no_prompt_shows_the_missing_sentence():
 
 def test_a_batch_writes_what_single_stories_do(model):
     together = write_infillings(
-        model, STORIES, GAPS, examples=EXAMPLES, new_tokens=12, batch_size=2, progress=False
+        model, STORIES, GAPS, examples=EXAMPLES, new_tokens=12, batch_size=2
     )
     assert list(together) == list(METHODS)
     for i, story in enumerate(STORIES):
-        alone = write_infillings(
-            model, [story], [GAPS[i]], examples=EXAMPLES, new_tokens=12, progress=False
-        )
+        alone = write_infillings(model, [story], [GAPS[i]], examples=EXAMPLES, new_tokens=12)
         assert {method: texts[i] for method, texts in together.items()} == {
             method: texts[0] for method, texts in alone.items()
         }
@@ -112,7 +110,7 @@ def test_both_sides_fills_a_gap_as_long_as_the_missing_sentence_in_the_whole_sto
         return infill(lefts, rights, span_length, **arguments)
 
     monkeypatch.setattr(model, "infill", spy)
-    written = write_infillings(model, [story], [gap], ["both_sides"], progress=False)
+    written = write_infillings(model, [story], [gap], ["both_sides"])
     left, right = " ".join(story[: gap - 1]), " ".join(["", *story[gap:]])
     assert asked == [([left], [right], [length])]
     expected = infill(left, right, length, do_sample=False, eos_token_id=[0, 1])
@@ -121,8 +119,8 @@ def test_both_sides_fills_a_gap_as_long_as_the_missing_sentence_in_the_whole_sto
 
 def test_left_only_continues_the_left_context_and_ignores_the_right(model):
     swapped = [*IDA[:2], *TOM[2:]]
-    written = write_infillings(model, [IDA, swapped], [3, 3], ["left_only"], progress=False)
-    (made,) = continuations(model, ["Ida had a kite. It tore."], 100, 40, progress=False)
+    written = write_infillings(model, [IDA, swapped], [3, 3], ["left_only"])
+    (made,) = continuations(model, ["Ida had a kite. It tore."], 100, 40)
     expected = sentences(made.written)[0]
     assert written["left_only"] == [expected, expected]
 
@@ -143,18 +141,18 @@ def test_a_prompted_sentence_ends_at_its_end_or_line_and_loses_quotes_around_it(
 
     monkeypatch.setattr(prompting, "continuations", write)
     stories, gaps = [IDA] * len(told), [2] * len(told)
-    found = write_infillings(model, stories, gaps, ["contextual"], progress=False)
+    found = write_infillings(model, stories, gaps, ["contextual"])
     assert found["contextual"] == [expected for _, expected in told]
-    found = write_infillings(model, stories, gaps, ["left_only"], progress=False)
+    found = write_infillings(model, stories, gaps, ["left_only"])
     assert found["left_only"][2] == '"It rained."'  # what a person says, in a story
 
 
 def test_a_missing_first_sentence_needs_a_start_token(model):
-    found = write_infillings(model, [IDA], [1], ["left_only", "blank"], progress=False)
+    found = write_infillings(model, [IDA], [1], ["left_only", "blank"])
     assert len(found) == 2
     model.config.magnet = {"start_token_id": None}
     with pytest.raises(ValueError, match="left_only has nothing before .* set start_token_id"):
-        write_infillings(model, [IDA], [1], ["left_only"], progress=False)
+        write_infillings(model, [IDA], [1], ["left_only"])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +171,7 @@ def test_what_cannot_be_written_is_said_before_anything_is(model, monkeypatch, a
     monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("it was written"))
     asked = {"stories": STORIES, "gaps": GAPS, "methods": ["both_sides", "blank"]} | arguments
     with pytest.raises(ValueError, match=message):
-        write_infillings(model, **asked, progress=False)
+        write_infillings(model, **asked)
 
 
 class Letters:
@@ -192,7 +190,7 @@ def test_judgements_counted_by_hand(model):
         "three": ["_", "back"],  # nothing; a sentence of line 3
     }
     stories, gaps = [story, story], [2, 2]
-    found = judge_infillings(written, stories, gaps, model, Letters(), progress=False)
+    found = judge_infillings(written, stories, gaps, model, Letters())
 
     def values(judgement):
         return [round(found[f"{method}, {judgement}"].value, 6) for method in written]
@@ -223,13 +221,13 @@ def test_judgements_counted_by_hand(model):
 
 
 def test_similarity_is_left_out_without_an_encoder(model):
-    found = judge_infillings({"one": ["Rain."]}, [IDA], [2], model, progress=False)
+    found = judge_infillings({"one": ["Rain."]}, [IDA], [2], model)
     assert not [name for name in found if "similarity" in name]
 
 
 def test_the_sentences_of_the_examples_are_copied_by_five_shot_alone(model):
     written = {"five_shot": ["he LAUGHED"], "blank": ["he LAUGHED"]}
-    found = judge_infillings(written, [IDA], [2], model, examples=[(TOM, 2)], progress=False)
+    found = judge_infillings(written, [IDA], [2], model, examples=[(TOM, 2)])
     assert found["five_shot, copied"].value == 100
     assert found["blank, copied"].value == 0
 
@@ -238,7 +236,7 @@ def test_the_sentences_of_the_examples_are_copied_by_five_shot_alone(model):
 def test_perplexity_is_that_of_the_whole_stories_token_by_token(model, start):
     model.config.magnet = {"start_token_id": start}
     written = {"one": ["A cat sleeps.", ""], "two": ["Rain!", "Nobody in the village."]}
-    found = judge_infillings(written, STORIES[:2], GAPS[:2], model, batch_size=3, progress=False)
+    found = judge_infillings(written, STORIES[:2], GAPS[:2], model, batch_size=3)
     for method, texts in {**written, "reference": [IDA[1], TOM[3]]}.items():
         ida = " ".join([IDA[0], texts[0], *IDA[2:]])
         tom = " ".join([*TOM[:3], texts[1], TOM[4]]).replace("  ", " ")
@@ -273,8 +271,8 @@ def test_measured_stories_are_drawn_apart_from_the_examples(model, roc, monkeypa
         return {"blank": ["Rain."] * len(stories)}
 
     monkeypatch.setattr(prompting, "write_infillings", write)
-    _, few = measure_prompting(model, roc, 3, seed=4, progress=False)
-    figures, many = measure_prompting(model, roc, seed=4, progress=False)
+    _, few = measure_prompting(model, roc, 3, seed=4)
+    figures, many = measure_prompting(model, roc, seed=4)
     assert many[:3] == few and len(many) == 6  # all but the five examples
     stories, gaps, examples = shown[1]
     names = [story[0] for story in stories] + [story[0] for story, _ in examples]
@@ -288,12 +286,12 @@ def test_measured_stories_are_drawn_apart_from_the_examples(model, roc, monkeypa
     assert whole == " ".join(stories[0])
     assert found["reference"] == IDA[found["gap"] - 1]
     assert found["infillings"] == {"blank": "Rain."}
-    _, others = measure_prompting(model, roc, 3, seed=5, progress=False)
+    _, others = measure_prompting(model, roc, 3, seed=5)
     assert others != few
 
 
 def test_a_judge_of_its_own_is_asked(model, roc):
-    arguments = {"limit": 2, "methods": ["left_only"], "progress": False}
+    arguments = {"limit": 2, "methods": ["left_only"]}
     own, _ = measure_prompting(model, roc, **arguments)
     judged, _ = measure_prompting(model, roc, judge_model=make_model(seed=1), **arguments)
     name = "reference, story perplexity"
@@ -339,6 +337,6 @@ def test_the_command_prints_a_method_a_row_and_stores_what_was_written(
 
 
 def test_a_figure_that_lacks_shows_as_a_dash(model):
-    figures = judge_infillings({"one": ["Rain."]}, [IDA], [2], model, progress=False)
+    figures = judge_infillings({"one": ["Rain."]}, [IDA], [2], model)
     reference = as_table(figures).split("\n")[-1]
     assert reference.startswith("| reference | - | ")

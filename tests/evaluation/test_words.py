@@ -118,13 +118,13 @@ def toy(seed: int, count: int):
 
 def test_the_probe_learns_and_is_reproducible():
     (train, tags), (test, gold) = toy(0, 200), toy(1, 60)
-    arguments = {"steps": 600, "learning_rate": 5e-3, "progress": False}
+    arguments = {"steps": 600, "learning_rate": 5e-3}
     state = torch.get_rng_state()
     predictions = probe(train, tags, test, **arguments)
     assert score(predictions, gold, "pos")["accuracy"].value > 0.95
     torch.manual_seed(7)
     assert probe(train, tags, test, **arguments) == predictions
-    short = {"steps": 3, "progress": False}
+    short = {"steps": 3}
     assert probe(train, tags, test, **short) != probe(train, tags, test, seed=1, **short)
     torch.set_rng_state(state)
     probe(train, tags, test, **short)
@@ -211,7 +211,7 @@ def test_any_encoder_each_sentence_once_and_unseen_tags(conll):
         return [np.eye(2)[: len(words)] for words in sentences]
 
     with pytest.warns(UserWarning, match="training lacks tags of test words") as warned:
-        results = measure_words(encode_words, train, test, steps=1500, limit=(4, 2), progress=False)
+        results = measure_words(encode_words, train, test, steps=1500, limit=(4, 2))
     assert encoded == [["a", "so"], ["b", "so"], ["c", "so"], ["d", "so"], *[["a", "now"]] * 2]
     assert list(results) == ["chunk", "ner", "pos"]
     assert [results[task]["accuracy"].value for task in results] == [1, 0.5, 0.5]
@@ -229,7 +229,7 @@ def test_any_encoder_each_sentence_once_and_unseen_tags(conll):
 def test_vectors_of_a_model(conll, tiny):
     """A random Llama's vectors tell its few training words apart."""
     path = conll(TEXT)
-    results = measure_words(tiny.encode_words, path, path, ("pos",), steps=1500, progress=False)
+    results = measure_words(tiny.encode_words, path, path, ("pos",), steps=1500)
     assert results["pos"]["accuracy"].value > 0.9
 
 
@@ -243,9 +243,7 @@ def test_command(conll, tmp_path, capsys):
     written = json.loads(output.read_text())
     assert written["train"] == str(path) and written["seed"] == 3 and written["seconds"] > 0
     loaded = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    same = measure_words(
-        loaded.encode_words, path, path, steps=20, limit=(None, 2), seed=3, progress=False
-    )
+    same = measure_words(loaded.encode_words, path, path, steps=20, limit=(None, 2), seed=3)
     assert written["results"] == json.loads(json.dumps(same))
     value, low, high, _ = same["pos"]["accuracy"].scaled(100)
     assert f"| pos, token accuracy | {value:.2f} ({low:.2f} to {high:.2f}) | 2 |" in printed

@@ -1,4 +1,4 @@
-"""What a spec such as `echo:FOLDER` names, found out without loading any weights."""
+"""What a model's name such as `echo:FOLDER` stands for, found out without loading any weights."""
 
 import hashlib
 import importlib.metadata
@@ -32,7 +32,7 @@ GENERATING_KINDS = ("magnet", "bidirectional")
 in another way writes what that decoder writes."""
 
 
-class Spec(NamedTuple):
+class ModelName(NamedTuple):
     """A kind of `KINDS`, and the folder or Hub id of the weights."""
 
     kind: str
@@ -47,65 +47,65 @@ class Spec(NamedTuple):
         return self.kind in GENERATING_KINDS
 
 
-def resolve(spec: str) -> Spec:
-    """The kind and the place that a spec names.
+def resolve(name: str) -> ModelName:
+    """The kind and the place that a name stands for.
 
     Args:
-        spec: `KIND:FOLDER_OR_ID` with a kind of `KINDS`, or the folder or id alone of a MAGNET model,
+        name: `KIND:FOLDER_OR_ID` with a kind of `KINDS`, or the folder or id alone of a MAGNET model,
             a sentence-transformers model or an encoder.
 
     Raises:
         ValueError: the kind is unknown, does not fit the model, or a plain decoder comes without one.
         OSError: there is no such folder or id.
     """
-    kind, colon, place = spec.partition(":")
-    if not colon or (kind not in KINDS and Path(spec).exists()):
-        kind, place = _kind_of(spec), spec
+    kind, colon, place = name.partition(":")
+    if not colon or (kind not in KINDS and Path(name).exists()):
+        kind, place = _kind_of(name), name
     if kind not in KINDS:
-        raise ValueError(f"{spec!r} has the kind {kind!r}: give one of {', '.join(KINDS)}")
+        raise ValueError(f"{name!r} has the kind {kind!r}: give one of {', '.join(KINDS)}")
     if kind == "encoder":
         _check_encoder(place, _config_of(place))
     if kind == "magnet" and not _is_magnet(place, _config_of(place)):
         raise ValueError(
             f"{place} has no magnet settings, so is no MAGNET model: {_choices(place)}"
         )
-    return Spec(kind, place)
+    return ModelName(kind, place)
 
 
-def check_code(spec: Spec, trust_remote_code: bool) -> None:
+def check_code(name: ModelName, trust_remote_code: bool) -> None:
     """Raise a ValueError where an encoder loads only with code of its own, which is not trusted."""
-    if trust_remote_code or spec.kind not in RUN_CODE:
+    if trust_remote_code or name.kind not in RUN_CODE:
         return
     found = []
-    if spec.kind == "sentence-transformers" and has_file(spec.place, "modules.json"):
-        modules = json.loads(Path(str(cached_file(spec.place, "modules.json"))).read_bytes())
+    if name.kind == "sentence-transformers" and has_file(name.place, "modules.json"):
+        modules = json.loads(Path(str(cached_file(name.place, "modules.json"))).read_bytes())
         types = [module["type"] for module in modules]
-        found = [name for name in types if not name.startswith("sentence_transformers.")]
-    config = _config_of(spec.place)
+        found = [type_ for type_ in types if not type_.startswith("sentence_transformers.")]
+    config = _config_of(name.place)
     code = (config.get("auto_map") or {}).get("AutoModel")
     if code and (config.get("model_type") not in CONFIG_MAPPING or ".Magnet" in code):
         found.append(code)
     if found:
         raise ValueError(
-            f"{spec} comes with code ({', '.join(found)}), which would run when it is loaded: if you "
+            f"{name} comes with code ({', '.join(found)}), which would run when it is loaded: if you "
             "trust it, give --trust-remote-code"
         )
 
 
-def check_tokenizer(spec: Spec, trust_remote_code: bool = False) -> None:
+def check_tokenizer(name: ModelName, trust_remote_code: bool = False) -> None:
     """Raise a ValueError where a model comes without its tokenizer."""
-    place = _base_of(spec.place)
+    place = _base_of(name.place)
     if _package_of(place):
         try:
             _in_package(SMOLLM2_PLACE if place == SMOLLM2 else place)
         except (ModuleNotFoundError, FileNotFoundError) as error:
             raise ValueError(str(error)) from error
         return
-    if spec.kind == "sentence-transformers":  # its tokenizer may lie in a folder of a module
+    if name.kind == "sentence-transformers":  # its tokenizer may lie in a folder of a module
         return
     vocabulary = _config_of(place).get("vocab_size", 0)
     try:
-        trusted = trust_remote_code and spec.kind in RUN_CODE
+        trusted = trust_remote_code and name.kind in RUN_CODE
         size = len(AutoTokenizer.from_pretrained(place, trust_remote_code=trusted))
     except Exception as error:
         raise ValueError(f"no tokenizer in {place} could be loaded: {error}") from error
@@ -115,9 +115,9 @@ def check_tokenizer(spec: Spec, trust_remote_code: bool = False) -> None:
         )
 
 
-def window_of(spec: Spec) -> int | None:
+def window_of(name: ModelName) -> int | None:
     """How many tokens a model reads at most, where its config says."""
-    base = _base_of(spec.place)
+    base = _base_of(name.place)
     config = _config_of(base)
     window = (config.get("magnet") or {}).get("max_length")
     if window or _package_of(base) or config.get("model_type") not in ARCHITECTURES:
@@ -127,24 +127,28 @@ def window_of(spec: Spec) -> int | None:
     return min(limit for limit in limits if limit is not None)
 
 
-def weights_of(spec: Spec) -> str:
+def weights_of(name: ModelName) -> str:
     """What tells a checkpoint's weights from others: a digest of its files' dates, or its revision.
 
     Of an adapter its base's too.
     """
-    if package := _package_of(spec.place):
-        return f"{spec} {importlib.metadata.version(package)}"
-    folder = Path(spec.place)
+    if package := _package_of(name.place):
+        return f"{name} {importlib.metadata.version(package)}"
+    folder = Path(name.place)
     if folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         found = [
             (str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files
         ]
-        digest = f"{spec.kind} {hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]}"
-        base = _base_of(spec.place)
-        return digest if base == spec.place else f"{digest} on {weights_of(Spec(spec.kind, base))}"
-    path = str(cached_file(spec.place, "config.json"))
-    return f"{spec} {Path(path).parent.name}"
+        digest = f"{name.kind} {hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]}"
+        base = _base_of(name.place)
+        return (
+            digest
+            if base == name.place
+            else f"{digest} on {weights_of(ModelName(name.kind, base))}"
+        )
+    path = str(cached_file(name.place, "config.json"))
+    return f"{name} {Path(path).parent.name}"
 
 
 def _base_of(place: str) -> str:

