@@ -7,18 +7,12 @@ from typing import Any
 from .encode import BATCH
 from .infill import Jobs as InfillJobs
 from .infill import contexts
-from .report import Row
-from .setup import Setup, Sizes, finished, load
+from .report import Row, timings_of
+from .setup import Setup, Sizes, finished
 from .texts import dealt
-from .timing import Answer, Comparison, DifferentResultsError, measure, same_vectors
+from .timing import Answer, Comparison, DifferentResultsError, firsts, measure, same_vectors
 
 CACHES = ("static", "dynamic")
-
-
-def ways(model: str, device: str, dtype: str):
-    """Both, on one model; the job names one."""
-    jobs = Jobs(load(model, device, dtype), device)
-    return lambda way, **job: getattr(jobs, way)(**job)
 
 
 class Jobs(InfillJobs):
@@ -56,7 +50,7 @@ def measure_part(setup: Setup) -> dict[str, Any]:
     half = sizes.context // 2
     ((before, behind),) = contexts(setup, 1, [half, half])
     job = {"before": [before], "behind": [behind], "length": sizes.new_tokens}
-    with setup.ways({"attention": "benchmarks.attention:ways"}) as started:
+    with setup.ways({"attention": "benchmarks.attention:Jobs"}) as started:
         run = started["attention"]
         encode = {
             backend: [
@@ -65,43 +59,31 @@ def measure_part(setup: Setup) -> dict[str, Any]:
             ]
             for backend in sizes.backends
         }
-        infill = {cache: partial(run, way="cached", cache=cache, **job) for cache in CACHES}
+        infill = {
+            cache: [partial(run, way="cached", cache=cache, **job)] * sizes.rounds
+            for cache in CACHES
+        }
         timings = measure(
             [
-                Comparison(
-                    "encode",
-                    encode,
-                    check=same_vectors(setup.tolerance),
-                    warm=[calls[0] for calls in encode.values()],
-                ),
+                Comparison("encode", encode, same_vectors(setup.tolerance), firsts(encode)),
                 Comparison(
                     "infill",
-                    {cache: [call] * sizes.rounds for cache, call in infill.items()},
-                    check=same_tokens if setup.dtype == "float32" else None,  # bf16 has ties
-                    warm=list(infill.values()),
+                    infill,
+                    same_tokens if setup.dtype == "float32" else None,  # bf16 has ties
+                    firsts(infill),
                 ),
             ],
             setup.bar,
         )
-    for answers in timings["infill"].values():
-        for answer in answers:
-            answer.pop("tokens", None)
     return {"timings": timings}
 
 
-def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
-    """The table's rows; None where it was not measured."""
-    first, second = sizes.backends
-    made = []
-    for name, figure, scale, label, ways_ in (
-        ("encode", "seconds", 1, f"encode, mixed, {second}: seconds; {first}", (second, first)),
-        ("infill", "per_token", 1e3, "infill, static cache: ms per token; dynamic cache", CACHES),
-    ):
-        if found is None:
-            made.append(Row.missing(label))
-            continue
-        ours, others = (
-            [scale * given[figure] for given in found["timings"][name][way]] for way in ways_
-        )
-        made.append(Row.of_rounds(label, ours, others))
-    return made
+def rows(found: dict[str, Any], sizes: Sizes) -> list[Row]:
+    """The table's rows."""
+    timings, (first, second) = timings_of(found), sizes.backends
+    encode = f"encode, mixed, {second}: seconds; {first}"
+    infill = "infill, static cache: ms per token; dynamic cache"
+    return [
+        Row.compared(encode, timings["encode"], (second, first)),
+        Row.compared(infill, timings["infill"], CACHES, "per_token", 1e3),
+    ]

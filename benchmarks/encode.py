@@ -10,24 +10,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer, LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
 
-from .report import Row, draw_lines
+from .report import Row, draw_lines, timings_of
 from .setup import Setup, Sizes, finished, load
 from .texts import dealt
 from .timing import Comparison, Timings, measure, median, same_vectors
 
 BATCH = 32
 
+SETS = ("mixed", "short", "long")
+
 OTHERS = ("sentence-transformers", "llm2vec", "plain loop")
 
 AIMS = {
     ("mixed", "sentence-transformers"): ">= 1.2",
     ("short", "sentence-transformers"): ">= 1.0",
-} | {(name, "llm2vec"): ">= 1.5" for name in ("mixed", "short", "long")}
+} | {(name, "llm2vec"): ">= 1.5" for name in SETS}
 
 
 def magnet(model: str, device: str, dtype: str, before: str, after: str):
@@ -114,13 +117,14 @@ def measure_part(setup: Setup) -> dict[str, Any]:
     if setup.llm2vec is not None:
         places["llm2vec"] = "benchmarks.llm2vec_ways:encode"
     sizes, texts = setup.sizes, setup.texts
-    sets = {
-        "mixed": texts.some("mixed", sizes.sentences),
-        "short": texts.some("short", sizes.sentences),
-        "long": texts.some("documents", sizes.documents),
-    }
+    sets = [
+        texts.some("mixed", sizes.sentences),
+        texts.some("short", sizes.sentences),
+        texts.some("documents", sizes.documents),
+    ]
     plan = [
-        (name, dealt(chosen, sizes.rounds), BATCH, tuple(places)) for name, chosen in sets.items()
+        (name, dealt(chosen, sizes.rounds), BATCH, tuple(places))
+        for name, chosen in zip(SETS, sets, strict=True)
     ]
     two = ("Magnet", "sentence-transformers")
     for words in sizes.lengths:
@@ -128,12 +132,17 @@ def measure_part(setup: Setup) -> dict[str, Any]:
         plan.append((f"{words} words", [cut] * sizes.rounds, BATCH, two))
     curve = texts.some("mixed", sizes.curve_texts)
     plan += [(f"batch {size}", [curve] * sizes.rounds, size, two) for size in sizes.batches]
-    tokens = _token_counter(setup)
+    frame = setup.before_and_after()
+
+    def tokens(texts: Sequence[str]) -> int:
+        whole = [frame["before"] + text + frame["after"] for text in texts]
+        return sum(map(len, setup.tokenizer(whole, add_special_tokens=False)["input_ids"]))
+
     work = {
         name: {"texts": [len(part) for part in parts], "tokens": [tokens(part) for part in parts]}
         for name, parts, _, _ in plan
     }
-    with setup.ways(places, **setup.before_and_after()) as ways:
+    with setup.ways(places, **frame) as ways:
         comparisons = [
             _comparison(setup, name, {way: ways[way] for way in chosen}, parts, size)
             for name, parts, size, chosen in plan
@@ -161,16 +170,6 @@ def _cut(documents: Sequence[str], words: int, count: int) -> list[str]:
     if not longest:
         raise ValueError(f"no document of the text has {words} words: give more by --text")
     return [" ".join(longest[i % len(longest)][:words]) for i in range(count)]
-
-
-def _token_counter(setup: Setup):
-    own = setup.before_and_after()
-
-    def count(texts: Sequence[str]) -> int:
-        whole = [own["before"] + text + own["after"] for text in texts]
-        return sum(map(len, setup.tokenizer(whole, add_special_tokens=False)["input_ids"]))
-
-    return count
 
 
 def _corpus(setup: Setup) -> Timings:
@@ -203,41 +202,32 @@ def _corpus(setup: Setup) -> Timings:
     return found
 
 
-def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
-    """The table's rows of encoding; None where it was not measured."""
-    made = []
-    for name in ("mixed", "short", "long"):
+def rows(found: dict[str, Any], sizes: Sizes) -> list[Row]:
+    """The table's rows of encoding."""
+    timings, made = timings_of(found), []
+    for name in SETS:
         for other in OTHERS:
-            aim = AIMS.get((name, other))
+            aim, ways = AIMS.get((name, other)), ("Magnet", other)
             label = f"encode, {name}: sentences/s (tokens/s); {other}"
-            if found is None or other in found["left out"]:
+            if other not in timings[name]:
                 made.append(Row.missing(label, aim))
                 continue
-            texts, tokens = found["work"][name]["texts"], found["work"][name]["tokens"]
-            answers = [found["timings"][name][way] for way in ("Magnet", other)]
-            ours, others = (
-                [n / given["seconds"] for n, given in zip(texts, way, strict=True)]
-                for way in answers
-            )
-            seconds = [sum(given["seconds"] for given in way) for way in answers]
-            per_second = [f"({sum(tokens) / s:.0f})" for s in seconds]
+            work = found["work"][name]
+            seconds = [[given["seconds"] for given in timings[name][way]] for way in ways]
+            ours, others = (np.divide(work["texts"], way).tolist() for way in seconds)
+            per_second = [f"({sum(work['tokens']) / sum(way):.0f})" for way in seconds]
             made.append(Row.of_rounds(label, ours, others, aim, per_second))
+    together = {
+        way: [given for name in SETS for given in timings[name][way]] for way in timings["mixed"]
+    }
     for other in OTHERS:
         label = f"encode, all three: peak memory, MiB; {other}"
-        if found is None or other in found["left out"]:
-            made.append(Row.missing(label))
-            continue
-        ours, others = (
-            [g for name in ("mixed", "short", "long") for g in found["timings"][name][way]]
-            for way in ("Magnet", other)
-        )
-        made.append(Row.of_memory(label, ours, others))
-    label = "encode to disk: peak memory, MiB; {} lines against {}"
-    if found is None:
-        return [*made, Row.missing(label.format("most", "fewest"), "<= 1.05")]
-    fewest, *_, most = found["corpus"]
-    answers = [found["corpus"][count]["magnet encode"] for count in (most, fewest)]
-    made.append(Row.of_memory(label.format(most, fewest), answers[0], answers[1], "<= 1.05"))
+        made.append(Row.of_memory(label, together, ("Magnet", other)))
+    corpus = found.get("corpus") or {"fewest": {}, "most": {}}
+    fewest, *_, most = corpus
+    label = f"encode to disk: peak memory, MiB; {most} lines against {fewest}"
+    answers = {count: given for count in corpus for given in corpus[count].values()}
+    made.append(Row.of_memory(label, answers, (most, fewest), "<= 1.05"))
     return made
 
 

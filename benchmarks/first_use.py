@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluation.common.writing import write_json
+from evaluation.common.writing import markdown, write_json
 
 from .run import machine
 
@@ -45,18 +45,11 @@ ADAPT = "python -m modeling_magnet.training.train training/configs/quickstart.ya
 
 @dataclass
 class Step:
-    """What a user does, and how long it took.
-
-    Attributes:
-        name: of the table's row.
-        text: what they write: a program, or commands.
-        program: whether it is Python, not a shell's.
-        seconds: by the clock.
-    """
+    """What a user does, and how long it took."""
 
     name: str
-    text: str
-    program: bool
+    text: str  # what they write: a program, or commands
+    program: bool  # whether it is Python, not a shell's
     seconds: float | None = None
 
     @property
@@ -93,28 +86,22 @@ def take(step: Step, python: Path, log: Path) -> None:
 
 def table(taken: list[Step]) -> str:
     """The steps in Markdown, with the time since the first began."""
-    rows = ["| step | lines written | seconds | since the start |", "|---|---|---|---|"]
-    since = 0.0
+    rows, since = [], 0.0
     for step in taken:
         since += step.seconds or 0.0
-        rows.append(f"| {step.name} | {step.lines} | {step.seconds:.0f} | {since:.0f} |")
-    return "\n".join(rows)
+        rows.append([step.name, step.lines, f"{step.seconds:.0f}", f"{since:.0f}"])
+    return markdown(["step", "lines written", "seconds", "since the start"], rows)
 
 
 def main(command_line: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [step.name for step in steps(Path())]
     parser.add_argument("--output", type=Path, required=True, help="folder of all that is made")
     parser.add_argument("--python", type=Path, help="of an environment that has all installed")
-    parser.add_argument(
-        "--until",
-        choices=[step.name for step in steps(Path())],
-        help="the last step (default: all)",
-    )
+    parser.add_argument("--until", choices=names, default=names[-1], help="the last step")
     options = parser.parse_args(command_line)
-    todo = steps(options.output)
-    if options.until:
-        todo = todo[: [step.name for step in todo].index(options.until) + 1]
+    todo = steps(options.output)[: names.index(options.until) + 1]
     options.output.mkdir(parents=True, exist_ok=True)
     if options.python is None:
         venv.create(options.output / "venv", with_pip=True, clear=True)
@@ -128,10 +115,8 @@ def main(command_line: list[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_json(
-        options.output / "first_use.json",
-        {"machine": machine("cpu"), "steps": [asdict(step) for step in todo]},
-    )
+    found = {"machine": machine("cpu"), "steps": [asdict(step) for step in todo]}
+    write_json(options.output / "first_use.json", found)
     print(table(todo))
     return 0
 

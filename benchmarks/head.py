@@ -11,12 +11,12 @@ from. SmolLM2-135M with a LoRA adapter, float32, on the CPU.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from modeling_magnet.training.arguments import DataArguments, ModelArguments
+from evaluation.common.writing import markdown
+from modeling_magnet.training.arguments import ModelArguments
 from modeling_magnet.training.base import for_objectives, prepare_base
-from modeling_magnet.training.collator import IGNORE, MagnetCollator
-from modeling_magnet.training.data import Item
+from modeling_magnet.training.collator import IGNORE
+
+from .memory import peak_mib
+from .train import collate
 
 WAYS = ("no loss", "labelled", "all logits")
 
@@ -40,21 +43,15 @@ def measure(way: str, base: str, blocks: int, length: int, steps: int) -> dict[s
     """
     model: Any = for_objectives(base, ModelArguments(projection_head=False)).train()
     inner: Any = model.get_base_model()
-    collator = MagnetCollator(
-        tokenizer=inner.tokenizer, settings=inner.magnet_settings, mask_token_id=79,
-        vocab_size=inner.config.vocab_size, arguments=DataArguments(), seed=0, items_a_step=blocks,
-    )  # fmt: skip
     tokens = np.random.default_rng(0).integers(20, 40000, size=(blocks, length), dtype=np.int32)
-    batch = collator([Item(i, block, None, []) for i, block in enumerate(tokens)])
-    batch.pop("ntp_labels")
+    (batch,) = collate(inner, [tokens], [[]])
     seconds = []
     for _ in range(steps + 1):
         begin = time.perf_counter()
         loss_of(way, model, inner, batch).backward()
         model.zero_grad()
         seconds.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": statistics.median(seconds[1:]), "mib": peak}
+    return {"seconds": statistics.median(seconds[1:]), "mib": peak_mib()}
 
 
 def loss_of(way: str, model, inner, batch) -> torch.Tensor:
@@ -66,13 +63,9 @@ def loss_of(way: str, model, inner, batch) -> torch.Tensor:
     if way == "no loss":
         return hidden.square().mean()
     logits = inner.lm_head(hidden[:, :-1]).float().flatten(0, 1)
-    losses = [
-        F.cross_entropy(
-            logits, batch[f"{name}_labels"][:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
-        for name in ("mntp", "msg")
-    ]
-    return losses[0] + losses[1]
+    labels = [batch[f"{name}_labels"][:, 1:].flatten() for name in ("mntp", "msg")]
+    cross_entropy = partial(F.cross_entropy, ignore_index=IGNORE, reduction="sum")
+    return cross_entropy(logits, labels[0]) + cross_entropy(logits, labels[1])
 
 
 def main() -> None:
@@ -98,17 +91,13 @@ def main() -> None:
                 [*command, "--base", base], check=True, stdout=subprocess.PIPE, text=True
             )
             results[way] = json.loads(done.stdout.splitlines()[-1])
-    nothing = results["no loss"]
-    print(
-        f"| {chosen.blocks} x {chosen.length} | seconds a step | peak MiB | loss part: seconds | MiB |"
-    )
-    print("|---|---|---|---|---|")
+    nothing, rows = results["no loss"], []
     for way, result in results.items():
-        parts = [result[name] - nothing[name] for name in ("seconds", "mib")]
-        print(
-            f"| {way} | {result['seconds']:.2f} | {result['mib']:.0f} | {parts[0]:.2f} | "
-            f"{parts[1]:.0f} |"
-        )
+        seconds, mib = (result[name] - nothing[name] for name in ("seconds", "mib"))
+        cells = f"{result['seconds']:.2f}", f"{result['mib']:.0f}", f"{seconds:.2f}", f"{mib:.0f}"
+        rows.append([way, *cells])
+    head = ["seconds a step", "peak MiB", "loss part: seconds", "MiB"]
+    print(markdown([f"{chosen.blocks} x {chosen.length}", *head], rows))
 
 
 if __name__ == "__main__":

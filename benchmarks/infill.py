@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from modeling_magnet.tokenizing import TextTokenizer
 
-from .report import Row
+from .report import Row, timings_of
 from .setup import Setup, Sizes, finished, load
 from .timing import Answer, Comparison, DifferentResultsError, measure
 
@@ -36,20 +36,21 @@ class Clock(BaseStreamer):
         """Nothing to do."""
 
 
-def ways(model: str, device: str, dtype: str):
-    """All ways, on one model; the job names one."""
-    jobs = Jobs(load(model, device, dtype), device)
-    return lambda way, **job: getattr(jobs, way)(**job)
-
-
 class Jobs:
-    """A method a way. `before` and `behind` are token ids of as many texts as are infilled together."""
+    """Ways on one model, a method each; the job names one.
 
-    def __init__(self, model, device: str):
-        self.model, self.device = model, device
-        settings = model.magnet_settings
+    `before` and `behind` are token ids of as many texts as are infilled together.
+    """
+
+    def __init__(self, model: str, device: str, dtype: str):
+        self.model, self.device = load(model, device, dtype), device
+        settings = self.model.magnet_settings
         self.start = [] if settings.start_token_id is None else [settings.start_token_id]
         self.greedy = {"do_sample": False, "suppress_tokens": [settings.end_token_id]}
+
+    def __call__(self, way: str, **job) -> Answer:
+        """Run a job by the way's method."""
+        return getattr(self, way)(**job)
 
     def infill(self, before, behind, length: int) -> Answer:
         """`model.infill` into a gap of known length."""
@@ -138,11 +139,12 @@ class Jobs:
     def _timed(self, begin: float, times: list[float], tokens: torch.Tensor) -> Answer:
         if len(times) != tokens.shape[1]:
             raise RuntimeError(f"{tokens.shape[1]} tokens were written and {len(times)} timed")
-        per_token = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+        first, later = times[0] - begin, len(times) - 1
         return {
             "seconds": times[-1] - begin,
-            "first": times[0] - begin,
-            "per_token": per_token,
+            "first": first,
+            # a way that reads all again needs as long for the first token as for another
+            "per_token": (times[-1] - times[0]) / later if later else first,
             "tokens": tokens.tolist(),
         }
 
@@ -153,14 +155,10 @@ class Jobs:
 
 def same_tokens(answers: dict[str, Answer]) -> None:
     """Raise unless reading all again writes what the cache writes."""
-    cached = [row[: len(again)] for row, again in _rows(answers, "infill", "uncached")]
-    again = [again for _, again in _rows(answers, "infill", "uncached")]
+    again = answers["uncached"]["tokens"]
+    cached = [row[: len(again[0])] for row in answers["infill"]["tokens"]]
     if cached != again:
         raise DifferentResultsError(f"the cached span is {cached}, in place it is {again}")
-
-
-def _rows(answers, *names):
-    return list(zip(*(answers[name]["tokens"] for name in names), strict=True))
 
 
 def measure_part(setup: Setup) -> dict[str, Any]:
@@ -171,7 +169,7 @@ def measure_part(setup: Setup) -> dict[str, Any]:
     whole = contexts(setup, most, [half, half])
     (parts,) = contexts(setup, 1, [sizes.context // (BLANKS + 1)] * (BLANKS + 1))
     length = sizes.new_tokens
-    with setup.ways({"infill": "benchmarks.infill:ways"}) as started:
+    with setup.ways({"infill": "benchmarks.infill:Jobs"}) as started:
         run = started["infill"]
 
         def calls(way: str, **job):
@@ -211,10 +209,6 @@ def measure_part(setup: Setup) -> dict[str, Any]:
         }
         comparisons += [Comparison(name, runs) for name, runs in alone.items()]
         timings = measure(comparisons, setup.bar)
-    for rounds in timings.values():
-        for answers in rounds.values():
-            for answer in answers:
-                answer.pop("tokens", None)
     return {"timings": timings}
 
 
@@ -240,49 +234,25 @@ def contexts(setup: Setup, count: int, pieces: list[int]) -> list[list[list[int]
     )
 
 
-def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
-    """The table's rows of infilling; None where it was not measured."""
-    made = []
+def rows(found: dict[str, Any], sizes: Sizes) -> list[Row]:
+    """The table's rows of infilling."""
+    timings, made = timings_of(found), []
     for batch in sizes.infill_batches:
-        label = f"infill, {batch} texts together: " if batch > 1 else "infill, one text: "
-        for figure, other, aim in (
-            ("first", "generate", None),
-            ("per_token", "generate", "<= 1.05"),
-            ("per_token", "uncached", None),
-            ("per_token", "masked", None),
+        for what, figure, other, against, aim in (
+            ("ms to the first token", "first", "generate", "`generate`", None),
+            ("ms per token", "per_token", "generate", "`generate`", "<= 1.05"),
+            ("ms per token", "per_token", "uncached", "no cache", None),
+            ("ms per token", "per_token", "masked", "masked tokens filled", None),
         ):
-            what = {"first": "ms to the first token", "per_token": "ms per token"}[figure]
-            against = {
-                "generate": "`generate`", "uncached": "no cache", "masked": "masked tokens filled",
-            }[other]  # fmt: skip
-            name = f"{label}{what}; {against}"
-            if found is None:
-                made.append(Row.missing(name, aim))
-                continue
-            answers = found["timings"][f"batch {batch}"]
-            ours = [1e3 * given[figure] for given in answers["infill"]]
-            theirs = [1e3 * _figure(given, figure) for given in answers[other]]
-            made.append(Row.of_rounds(name, ours, theirs, aim))
-    for name, (many, one), label, aim in (
-        (
-            "blanks",
-            ("many", "one"),
-            f"infill, {BLANKS} blanks of a text: seconds; one blank",
-            "<= 1.3",
-        ),
-        ("samples", ("many", "one"), f"infill, {SAMPLES} samples: seconds; one sample", None),
-        ("length", ("unknown", "known"), "infill, length not given: seconds; given", None),
-    ):
-        if found is None:
-            made.append(Row.missing(label, aim))
-            continue
-        more, less = (
-            [given["seconds"] for given in found["timings"][name][way]] for way in (many, one)
-        )
-        made.append(Row.of_rounds(label, more, less, aim))
-    return made
-
-
-def _figure(given: Answer, figure: str) -> float:
-    """A way that reads all again for each token needs as long for the first one as for another."""
-    return given["first"] if given[figure] is None else given[figure]
+            count = f"{batch} texts together" if batch > 1 else "one text"
+            label, ways = f"infill, {count}: {what}; {against}", ("infill", other)
+            made.append(Row.compared(label, timings[f"batch {batch}"], ways, figure, 1e3, aim))
+    blanks = f"infill, {BLANKS} blanks of a text: seconds; one blank"
+    samples = f"infill, {SAMPLES} samples: seconds; one sample"
+    length = "infill, length not given: seconds; given"
+    return [
+        *made,
+        Row.compared(blanks, timings["blanks"], ("many", "one"), aim="<= 1.3"),
+        Row.compared(samples, timings["samples"], ("many", "one")),
+        Row.compared(length, timings["length"], ("unknown", "known")),
+    ]

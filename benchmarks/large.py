@@ -16,37 +16,34 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig
 
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.training.arguments import DataArguments
 from modeling_magnet.training.base import linear_layers
-from modeling_magnet.training.collator import IGNORE, MagnetCollator
-from modeling_magnet.training.data import Item
-from modeling_magnet.training.objectives import info_nce, objectives_class_for
+from modeling_magnet.training.collator import IGNORE
+from modeling_magnet.training.objectives import objectives_class_for
 
 from .report import Row
 from .scale import Shape, encode_flops, train_flops
 from .setup import Setup, Sizes, finished
 from .timing import Comparison, measure, median
+from .train import collate, magnet_loss, optimizer_of, take_step
 
 PAPER_STEPS = (4200, 800)
 """Steps, and those of them with sentence pairs."""
 
 
-def ways(model: str, device: str, dtype: str, shape: dict[str, int], matmul: int):
-    """All ways; the job names one. `model` lends its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    jobs = Jobs(Shape(**shape), tokenizer, device, matmul)
-    return lambda way, **job: getattr(jobs, way)(**job)
-
-
 class Jobs:
-    """A method a way, all in bf16."""
+    """Ways, a method each, all in bf16; the job names one. `model` lends its tokenizer."""
 
-    def __init__(self, shape: Shape, tokenizer, device: str, matmul: int):
-        self.shape, self.tokenizer, self.device = shape, tokenizer, device
+    def __init__(self, model: str, device: str, dtype: str, shape: dict[str, int], matmul: int):
+        self.shape, self.device = Shape(**shape), device
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self.matrices = [
             torch.randn(matmul, matmul, dtype=torch.bfloat16, device=device) for _ in range(2)
         ]
         self.model: Any = None
+
+    def __call__(self, way: str, **job: Any) -> dict[str, Any]:
+        """Run a job by the way's method."""
+        return getattr(self, way)(**job)
 
     def peak(self) -> dict[str, float]:
         """TFLOP/s of a square matrix product, the mean of a second's."""
@@ -75,20 +72,12 @@ class Jobs:
         model = self._model(training=True)
         inner = model.get_base_model()
         batch = self._batch(inner, blocks, length, pairs)
-        count = {name: (batch[f"{name}_labels"] != IGNORE).sum() for name in ("mntp", "msg")}
-        kind = torch.device(self.device).type
-        begin = time.perf_counter()
-        with torch.autocast(kind, torch.bfloat16):
-            output = model(**batch)
-            loss = output.mntp.sum() / count["mntp"] + output.msg.sum() / count["msg"]
-            if pairs:
-                loss = loss + 9 * info_nce(output.pair_vectors[0], output.pair_vectors[1], 0.1)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        finished(self.device)
-        labelled = sum(count.values()).item() / blocks / length  # type: ignore[union-attr]
-        return {"seconds": time.perf_counter() - begin, "labelled": labelled}
+        labels = torch.stack([batch["mntp_labels"], batch["msg_labels"]])
+        labelled = (labels != IGNORE).sum().item() / blocks / length
+        step = take_step(
+            partial(magnet_loss, model, inner, batch), self.optimizer, self.device, True
+        )
+        return step | {"labelled": labelled}
 
     def fits(self, **job: Any) -> dict[str, bool]:
         """Whether a training step's memory is there."""
@@ -102,13 +91,8 @@ class Jobs:
             return {"fits": False}
 
     def _batch(self, inner, blocks: int, length: int, pairs: int) -> dict[str, torch.Tensor]:
-        collator = MagnetCollator(
-            tokenizer=self.tokenizer, settings=inner.magnet_settings, mask_token_id=3,
-            vocab_size=self.shape.vocab, arguments=DataArguments(), seed=0, items_a_step=blocks,
-        )  # fmt: skip
         drawn = np.random.default_rng(0).integers(3, self.shape.vocab, size=(blocks, length))
-        batch = collator([Item(i, block, None, []) for i, block in enumerate(drawn)])
-        batch.pop("ntp_labels")
+        (batch,) = collate(inner, [drawn], [[]])
         if pairs:
             shape = (2, pairs, length // 4 - 2)
             batch["pair_input_ids"] = torch.randint(3, self.shape.vocab, shape)
@@ -151,8 +135,7 @@ class Jobs:
             modules_to_save=["projection"], task_type="CAUSAL_LM",
         )  # fmt: skip
         self.model = get_peft_model(model, adapter).train()
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=3e-5)
+        self.optimizer = optimizer_of(self.model)
         return self.model
 
 
@@ -166,7 +149,7 @@ def measure_part(setup: Setup) -> dict[str, Any] | None:
     if sizes.large is None:
         return None
     given = {"shape": dataclasses.asdict(sizes.large), "matmul": sizes.matmul}
-    with setup.ways({"large": "benchmarks.large:ways"}, **given) as started:
+    with setup.ways({"large": "benchmarks.large:Jobs"}, **given) as started:
         run = started["large"]
 
         def comparison(name: str, way: str, **job) -> Comparison:
@@ -207,34 +190,33 @@ def _step_that_fits(run, sizes) -> tuple[dict[str, Any], int]:
     raise RuntimeError("not even one block fits into the device's memory")
 
 
-def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
-    """The table's rows of the large model; None where it was not measured."""
-    name = "7B" if found is None else f"{Shape(**found['shape']).decoder / 1e9:.2g}B"
-    encode = f"random Llama of {name}, bf16, encode at 512 tokens: % of the measured matrix peak"
-    train = f"random Llama of {name}, bf16, the paper's step: % of the measured matrix peak"
-    whole = f"random Llama of {name}, bf16, the paper's run, projected: minutes"
-    if found is None:
-        return [
-            Row.missing(encode, ">= 60"), Row.missing(train, ">= 55"), Row.missing(whole, "<= 75")
-        ]  # fmt: skip
-    shape, used, timings = Shape(**found["shape"]), found["sizes"], found["timings"]
+def rows(found: dict[str, Any], sizes: Sizes) -> list[Row]:
+    """The table's rows of the large model."""
+    shape = Shape(**found["shape"]) if found else None
+    name = f"random Llama of {f'{shape.decoder / 1e9:.2g}' if shape else 7}B, bf16"
+    labels = (
+        (f"{name}, encode at 512 tokens: % of the measured matrix peak", ">= 60"),
+        (f"{name}, the paper's step: % of the measured matrix peak", ">= 55"),
+        (f"{name}, the paper's run, projected: minutes", "<= 75"),
+    )
+    if shape is None:
+        return [Row.missing(label, aim) for label, aim in labels]
+    used, timings, parts = found["sizes"], found["timings"], found["parts"]
     peak = median(timings["peak"]["peak"], "tflops") * 1e12
-    length = used["length"]
+    length, pair_length = used["length"], used["length"] // 4
     flops = used["texts"] * length * encode_flops(shape, length)
     encoding = flops / median(timings["encode"]["encode"]) / peak
-    blocks, pairs = used["blocks"], used["pairs"]
     answers = timings["text and pairs"]["train"]
     labelled = median(answers, "labelled")
-    work = blocks * length * train_flops(shape, length, labelled)
-    work += 2 * pairs * (length // 4) * train_flops(shape, length // 4)
-    both = found["parts"] * median(answers)
-    text = found["parts"] * median(timings["text"]["train"])
+    work = used["blocks"] * length * train_flops(shape, length, labelled)
+    work += 2 * used["pairs"] * pair_length * train_flops(shape, pair_length)
+    both, text = parts * median(answers), parts * median(timings["text"]["train"])
     steps, with_pairs = PAPER_STEPS
     minutes = ((steps - with_pairs) * text + with_pairs * both) / 60
     shown = f"peak {peak / 1e12:.3g} TFLOP/s"
-    cut = f"{shown}; step in {found['parts']}" if found["parts"] > 1 else shown
+    cut = f"{shown}; step in {parts}" if parts > 1 else shown
+    values = ((100 * encoding, shown), (100 * work / both / peak, cut), (minutes, ""))
     return [
-        Row.alone(encode, 100 * encoding, shown, ">= 60"),
-        Row.alone(train, 100 * work / both / peak, cut, ">= 55"),
-        Row.alone(whole, minutes, "", "<= 75"),
+        Row.alone(label, value, other, aim)
+        for (label, aim), (value, other) in zip(labels, values, strict=True)
     ]

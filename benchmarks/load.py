@@ -26,6 +26,8 @@ import httpx
 import numpy as np
 import torch
 
+from evaluation.common.writing import markdown
+
 from .texts import read_texts
 
 WORDS = 8
@@ -63,15 +65,8 @@ def expected(model: Any, requests: list[tuple[str, str, dict[str, Any]]]) -> lis
         if kind == "embedding":
             found.append(model.encode(body["input"], normalize_embeddings=True))
         elif kind == "infill":
-            found.append(
-                model.infill(
-                    body["input_prefix"],
-                    body["input_suffix"],
-                    body["span_length"],
-                    max_new_tokens=WORDS,
-                    do_sample=False,
-                )
-            )
+            parts = body["input_prefix"], body["input_suffix"], body["span_length"]
+            found.append(model.infill(*parts, max_new_tokens=WORDS, do_sample=False))
         else:
             (ids,) = model.text_tokenizer.ids([body["prompt"]], add_special_tokens=True)
             written = model.generate(torch.tensor([ids]), max_new_tokens=WORDS, do_sample=False)
@@ -162,9 +157,8 @@ def soak(server: Server, requests, wanted, clients: int, seconds: float) -> dict
 
 def throughput(address: str, texts: list[str], clients: int) -> float:
     """Texts that a server encodes per second, one per request."""
-    with httpx.Client(
-        base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)
-    ) as http:
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=address, timeout=600, limits=limits) as http:
 
         def ask(text: str) -> None:
             http.post("/v1/embeddings", json={"input": text}).raise_for_status()
@@ -251,18 +245,16 @@ def main() -> None:
 
 def table(found: dict[str, Any]) -> str:
     """As Markdown."""
-    lines = ["| | |", "|---|---|"]
-    lines += [f"| answers, {name} | {count} |" for name, count in found["statuses"].items()]
-    lines.append(f"| answers that differ from the direct call | {found['different']} |")
+    rows = [[f"answers, {name}", count] for name, count in found["statuses"].items()]
+    rows.append(["answers that differ from the direct call", found["different"]])
     for kind, (median, most) in found["seconds"].items():
-        lines.append(f"| {kind}, median and 95 % | {median:.2f} s, {most:.2f} s |")
-    lines.append(
-        f"| memory at the end over after a tenth of the time | {found['mib'][-1] / found['mib'][0]:.2f} |"
-    )
+        rows.append([f"{kind}, median and 95 %", f"{median:.2f} s, {most:.2f} s"])
+    growth = f"{found['mib'][-1] / found['mib'][0]:.2f}"
+    rows.append(["memory at the end over after a tenth of the time", growth])
     for name, ratios in found["over direct calls"].items():
         shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        lines.append(f"| texts encoded per second by {name}, over direct calls | {shown} |")
-    return "\n".join(lines)
+        rows.append([f"texts encoded per second by {name}, over direct calls", shown])
+    return markdown(["", ""], rows)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def job_of(name: str, options: argparse.Namespace) -> Callable[[], Any]:
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts.documents[:16]]
     if name == "infill":
-        run = infill.ways(*place)
+        run = infill.Jobs(*place)
         size = options.length // (infill.BLANKS + 1)
         parts = [ids[0][n * size :][:size] for n in range(infill.BLANKS + 1)]
         return lambda: run(way="blanks", parts=parts, length=32)

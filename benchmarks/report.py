@@ -2,7 +2,8 @@
 
 import operator
 import statistics
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,22 @@ HEAD = "| | Magnet | other | ratio | aim | holds |\n|---|---|---|---|---|---|"
 
 COMPARES = {">=": operator.ge, "<=": operator.le}
 
+Answers = Mapping[str, Sequence[dict[str, Any]]]
+"""By way the answer of each round; empty where a comparison was not measured."""
+
 
 @dataclass
 class Row:
-    """A line of the table.
+    """A line of the table."""
 
-    Attributes:
-        label: what, in which unit; the other.
-        ours, other: as they are shown.
-        value: what the aim is about: the ratio of ours to the other's, or ours alone.
-        low, high: the lowest and highest of the rounds' ratios; None of one round.
-        aim: `>= 1.2` or `<= 1.05`; None: there is none.
-        is_alone: whether `value` is ours alone.
-    """
-
-    label: str
-    ours: str = ""
+    label: str  # what, in which unit; the other
+    ours: str = ""  # as it is shown
     other: str = ""
-    value: float | None = None
-    low: float | None = None
+    value: float | None = None  # the ratio of ours to the other's, or ours alone
+    low: float | None = None  # the lowest of the rounds' ratios; None of one round
     high: float | None = None
-    aim: str | None = None
-    is_alone: bool = False
+    aim: str | None = None  # for the value, `>= 1.2` or `<= 1.05`
+    is_alone: bool = False  # whether `value` is ours alone
 
     @classmethod
     def missing(cls, label: str, aim: str | None = None) -> "Row":
@@ -50,14 +45,7 @@ class Row:
         aim: str | None = None,
         more: Sequence[str] = ("", ""),
     ) -> "Row":
-        """The ratio of the medians of rounds.
-
-        Args:
-            label: of the row.
-            ours, other: a figure of each round, in turns.
-            aim: for the ratio.
-            more: shown after the medians.
-        """
+        """The ratio of the medians of a figure of each round; `more` is shown after the medians."""
         medians = statistics.median(ours), statistics.median(other)
         ratios = [a / b for a, b in zip(ours, other, strict=True)]
         shown = [f"{number(m)} {text}".rstrip() for m, text in zip(medians, more, strict=True)]
@@ -66,17 +54,29 @@ class Row:
         return cls(label, shown[0], shown[1], ratio, low, high, aim)
 
     @classmethod
-    def of_memory(
+    def compared(
         cls,
         label: str,
-        ours: Sequence[dict[str, Any]],
-        other: Sequence[dict[str, Any]],
+        answers: Answers,
+        ways: tuple[str, str],
+        figure: str = "seconds",
+        scale: float = 1.0,
         aim: str | None = None,
     ) -> "Row":
-        """The ratio of the highest `peak_mib` of answers; not measured where ways shared a process."""
-        if "peak_mib" not in ours[0]:
+        """A figure of two ways over rounds, ours first; not measured where one has no answers."""
+        if not all(way in answers for way in ways):
             return cls.missing(label, aim)
-        peaks = [max(given["peak_mib"] for given in way) for way in (ours, other)]
+        ours, other = ([scale * given[figure] for given in answers[way]] for way in ways)
+        return cls.of_rounds(label, ours, other, aim)
+
+    @classmethod
+    def of_memory(
+        cls, label: str, answers: Answers, ways: tuple[str, str], aim: str | None = None
+    ) -> "Row":
+        """The highest `peak_mib` of two ways; not measured where ways shared a process."""
+        if not all(way in answers and "peak_mib" in answers[way][0] for way in ways):
+            return cls.missing(label, aim)
+        peaks = [max(given["peak_mib"] for given in answers[way]) for way in ways]
         return cls.of_rounds(label, peaks[:1], peaks[1:], aim)
 
     @classmethod
@@ -100,6 +100,11 @@ class Row:
         held = {True: "yes", False: "**no**", None: ""}[self.holds]
         cells = [self.label, self.ours, self.other, ratio, self.aim or "", held]
         return "| " + " | ".join(cells) + " |"
+
+
+def timings_of(found: dict[str, Any]) -> Mapping[str, Answers]:
+    """A part's answers by comparison, empty ones for what was not measured."""
+    return defaultdict(dict, found.get("timings", {}))
 
 
 def number(value: float) -> str:

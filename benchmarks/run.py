@@ -16,12 +16,14 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 from transformers.utils import logging
@@ -91,30 +93,19 @@ def model_of(options: argparse.Namespace) -> str:
 
 def machine(device: str) -> dict[str, Any]:
     """What the times depend on."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in _lines("/proc/cpuinfo")
-        if line.startswith("model name")
-    ]
-    memory = [line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = re.findall(r"^model name\s*: (.*)$", described, re.MULTILINE)
     found = {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(int(memory[0]) / 2**20, 1) if memory else None,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "magnet": __version__,
     }
     return found | {name: version(name) for name in LIBRARIES}
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 def key_of(options: argparse.Namespace, sizes: Sizes, dtype: str) -> dict[str, Any]:
@@ -174,9 +165,8 @@ def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     failed: dict[str, str] = {}
     if missing:
         with tqdm(desc="preparing", unit="run", file=sys.stderr) as bar:
-            setup = _prepare(
-                options, sizes, device, dtype, bar, "encode" in missing or "train" in missing
-            )
+            with_llm2vec = not options.no_llm2vec and bool({"encode", "train"} & {*missing})
+            setup = _prepare(options, sizes, device, dtype, bar, with_llm2vec)
             for name in missing:
                 bar.set_description(name)
                 begin = time.monotonic()
@@ -192,17 +182,12 @@ def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
                     "found": found,
                 }
                 write_json(paths[name], records[name])
-    found = {name: record and record["found"] for name, record in records.items()}
+    found = {name: (record or {}).get("found") or {} for name, record in records.items()}
     rows = [row for name in sizes.parts for row in PARTS[name].rows(found[name], sizes)]
     if found.get("encode"):
         encode.plots(found["encode"], options.output)
-    write_json(
-        options.output / "results.json",
-        {
-            "rows": [dataclasses.asdict(row) | {"holds": row.holds} for row in rows],
-            "parts": records,
-        },
-    )
+    shown = [dataclasses.asdict(row) | {"holds": row.holds} for row in rows]
+    write_json(options.output / "results.json", {"rows": shown, "parts": records})
     (options.output / "table.md").write_text(text_of(records, rows), encoding="utf-8")
     return rows, failed
 
@@ -215,7 +200,7 @@ def _prepare(options, sizes: Sizes, device: str, dtype: str, bar, with_llm2vec: 
         folder.resolve(), sizes, read_texts(options.text), options.output.resolve(), device, dtype, bar,
         Here if options.here else Worker, why_no_llm2vec="left out by --no-llm2vec",
     )  # fmt: skip
-    if with_llm2vec and not options.no_llm2vec:
+    if with_llm2vec:
         bar.set_description("building llm2vec's environment")
         try:
             write_folder(setup.model, setup.output / "llm2vec-model")

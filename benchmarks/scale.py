@@ -11,6 +11,8 @@ card's peak that are reached (`--encode`, `--train`, `--decode`) are assumptions
 import argparse
 from dataclasses import dataclass
 
+from evaluation.common.writing import markdown
+
 BF16 = 2
 """Bytes of a number in bfloat16."""
 
@@ -122,59 +124,49 @@ def gigabytes(size: float) -> str:
 
 def per_token_table(length: int, context: int) -> str:
     """FLOPs and bytes per token, by model and job."""
-    lines = [
-        f"| model | parameters | encode, {length} tokens: GFLOP per token | train, {length}: GFLOP per token "
-        f"| infill, {context} of context: GB read per token, alone | batch 32 |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = [
+        "model", "parameters", f"encode, {length} tokens: GFLOP per token",
+        f"train, {length}: GFLOP per token",
+        f"infill, {context} of context: GB read per token, alone", "batch 32",
+    ]  # fmt: skip
+    rows = []
     for name, shape in SHAPES.items():
-        lines.append(
-            f"| {name} | {(shape.decoder + shape.head) / 1e9:.2f} G "
-            f"| {encode_flops(shape, length) / 1e9:.3g} "
-            f"| {train_flops(shape, length, 0.35) / 1e9:.3g} "
-            f"| {decode_bytes(shape, context, 1) / 1e9:.3g} "
-            f"| {decode_bytes(shape, context, 32) / 1e9:.3g} |"
-        )
-    return "\n".join(lines)
+        costs = (
+            encode_flops(shape, length), train_flops(shape, length, 0.35),
+            decode_bytes(shape, context, 1), decode_bytes(shape, context, 32),
+        )  # fmt: skip
+        parameters = f"{(shape.decoder + shape.head) / 1e9:.2f} G"
+        rows.append([name, parameters, *(f"{cost / 1e9:.3g}" for cost in costs)])
+    return markdown(head, rows)
 
 
 def corpus_table(options: argparse.Namespace) -> str:
     """A corpus to vectors: work, time, cards for a day, disk."""
     rate = options.peak * 1e12 * options.encode
-    lines = [
-        "| model | EFLOP | card hours | cards for a day | vectors in float32 |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, shape in SHAPES.items():
         flops = options.sentences * options.tokens * encode_flops(shape, options.tokens)
-        hours = flops / rate / HOUR
-        size = options.sentences * shape.hidden * 4
-        lines.append(
-            f"| {name} | {flops / 1e18:.3g} | {hours:,.3g} | {max(1, -(-hours // 24)):.0f} "
-            f"| {gigabytes(size)} |"
-        )
-    return "\n".join(lines)
+        hours, size = flops / rate / HOUR, options.sentences * shape.hidden * 4
+        cards = f"{max(1, -(-hours // 24)):.0f}"
+        rows.append([name, f"{flops / 1e18:.3g}", f"{hours:,.3g}", cards, gigabytes(size)])
+    head = ["model", "EFLOP", "card hours", "cards for a day", "vectors in float32"]
+    return markdown(head, rows)
 
 
 def adaptation_table(options: argparse.Namespace) -> str:
     """The paper's run: work, time on some cards, memory a card with sharded weights."""
     rate = options.peak * 1e12 * options.train
-    lines = [
-        "| model | EFLOP | "
-        + " | ".join(f"{n} card{'s' * (n > 1)}: hours, GB a card" for n in options.cards)
-        + " |",
-        "|---|---|" + "---|" * len(options.cards),
-    ]
+    rows = []
     for name, shape in SHAPES.items():
-        flops = paper_run(shape)
-        cells = []
+        flops, cells = paper_run(shape), []
         for cards in options.cards:
             memory = training_memory(shape, cards)
             hours = flops / rate / cards / HOUR
             fits = "" if memory < USABLE * options.memory * 1e9 else ": does not fit"
             cells.append(f"{hours:.3g} h, {memory / 1e9:.3g}{fits}")
-        lines.append(f"| {name} | {flops / 1e18:.3g} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, f"{flops / 1e18:.3g}", *cells])
+    cards = [f"{n} card{'s' * (n > 1)}: hours, GB a card" for n in options.cards]
+    return markdown(["model", "EFLOP", *cards], rows)
 
 
 def training_memory(shape: Shape, cards: int) -> float:
@@ -196,10 +188,7 @@ def writing_table(options: argparse.Namespace) -> str:
     """
     rate = options.bandwidth * 1e12 * options.decode
     batches = (1, 32, 128)
-    lines = [
-        "| model | " + " | ".join(f"batch {b}: tokens/s" for b in batches) + " |",
-        "|---|" + "---|" * len(batches),
-    ]
+    rows = []
     for name, shape in SHAPES.items():
         weights = (shape.decoder + shape.head) * BF16
         shown = []
@@ -207,8 +196,8 @@ def writing_table(options: argparse.Namespace) -> str:
             read = decode_bytes(shape, options.context, batch)
             fits = weights + (read - weights / batch) * batch < USABLE * options.memory * 1e9
             shown.append(f"{rate / read:,.3g}" if fits else "does not fit")
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+        rows.append([name, *shown])
+    return markdown(["model", *(f"batch {batch}: tokens/s" for batch in batches)], rows)
 
 
 def parse(command_line: list[str] | None = None) -> argparse.Namespace:
@@ -218,9 +207,7 @@ def parse(command_line: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--peak", type=float, default=989.0, help="bf16 TFLOP/s of a card, dense (data sheet: H200)"
-    )
+    add("--peak", type=float, default=989.0, help="dense bf16 TFLOP/s (data sheet: H200)")
     add("--bandwidth", type=float, default=4.8, help="TB/s of its memory (data sheet: H200)")
     add("--memory", type=float, default=141.0, help="GB of its memory")
     add("--encode", type=float, default=0.5, help="share of the peak that encoding reaches")

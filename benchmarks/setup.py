@@ -3,7 +3,8 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +13,43 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_magnet import MagnetSettings, load_magnet
 
-from .scale import Shape
+from .scale import SHAPES, Shape
 from .texts import Texts
 from .timing import Here, Worker
-
-LLAMA_7B = Shape(32, 4096, 11008, 32, 32, 128, 32000)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a suite measures.
+    """How much a suite measures."""
 
-    Attributes:
-        parts: what is measured, in this order.
-        device, dtype: of all models.
-        rounds: of every comparison.
-        sentences: mixed ones, and as many short ones; each is encoded once by each way.
-        documents: long texts.
-        lengths: words of the texts of the curve against length; `curve_words` words in all.
-        batches: texts in a forward pass, of the curve against it; `curve_texts` mixed sentences.
-        corpus: lines that are encoded to disk, by a small model.
-        context: tokens around what is infilled.
-        new_tokens: that are written.
-        infill_batches: texts that are infilled together.
-        slow_tokens: written by ways that read everything again for each.
-        blocks, block_length, pairs: of a training step.
-        mask_lengths: of the masks that are built; `mask_batch` of them at a time.
-        starts: fresh processes of each import.
-        large: the shape of the random model whose utilisation is measured; None: not here.
-        large_blocks, large_length, large_pairs: of its training step; `large_texts` texts of as many
-            tokens as a block are encoded. Pairs have a quarter of a block's tokens.
-        matmul: rows and columns of the matrices that measure the device's peak.
-        backends: of attention, that are compared.
-    """
-
-    parts: tuple[str, ...] = ("startup", "encode", "infill", "train", "large")
+    parts: tuple[str, ...] = ("startup", "encode", "infill", "train", "large")  # in this order
     device: str = "cpu"
     dtype: str = "float32"
-    rounds: int = 3
-    sentences: int = 360
-    documents: int = 30
-    lengths: tuple[int, ...] = (8, 32, 128, 512)
-    curve_words: int = 1024
-    batches: tuple[int, ...] = (1, 4, 16, 64)
-    curve_texts: int = 32
-    corpus: tuple[int, ...] = (2_000, 20_000, 100_000)
-    context: int = 400
-    new_tokens: int = 32
-    infill_batches: tuple[int, ...] = (1, 16)
-    slow_tokens: tuple[int, ...] = (4, 1)
-    blocks: int = 2
+    rounds: int = 3  # of every comparison
+    sentences: int = 360  # mixed ones, and as many short ones; each way encodes each once
+    documents: int = 30  # long texts
+    lengths: tuple[int, ...] = (8, 32, 128, 512)  # words of a text, of the curve against length
+    curve_words: int = 1024  # in all texts of a length
+    batches: tuple[int, ...] = (1, 4, 16, 64)  # texts in a forward pass, of the curve against it
+    curve_texts: int = 32  # mixed sentences of that curve
+    corpus: tuple[int, ...] = (2_000, 20_000, 100_000)  # lines encoded to disk by a small model
+    context: int = 400  # tokens around what is infilled
+    new_tokens: int = 32  # that are written
+    infill_batches: tuple[int, ...] = (1, 16)  # texts that are infilled together
+    slow_tokens: tuple[int, ...] = (4, 1)  # written by ways that read all again for each
+    blocks: int = 2  # of a training step
     block_length: int = 512
     pairs: int = 8
     mask_lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
     mask_batch: int = 4
-    starts: int = 5
-    large: Shape | None = None
-    large_blocks: int = 32
-    large_length: int = 512
+    starts: int = 5  # fresh processes of each import
+    large: Shape | None = None  # a random model whose utilisation is measured; None: not here
+    large_blocks: int = 32  # of its training step
+    large_length: int = 512  # a pair's sentence has a quarter of it
     large_pairs: int = 64
-    large_texts: int = 32
-    matmul: int = 8192
-    backends: tuple[str, str] = ("sdpa", "flex_attention")
+    large_texts: int = 32  # as long as a block, to encode
+    matmul: int = 8192  # rows and columns of the matrices that measure the device's peak
+    backends: tuple[str, str] = ("sdpa", "flex_attention")  # of attention, to compare
 
 
 SUITES = {
@@ -83,7 +59,7 @@ SUITES = {
         device="cuda", dtype="bfloat16",
         sentences=1_500, documents=150, curve_words=8_192, batches=(4, 64, 256),
         curve_texts=256, corpus=(2_000, 20_000), slow_tokens=(8, 4), blocks=16, pairs=64,
-        starts=1, large=LLAMA_7B,
+        starts=1, large=SHAPES["Llama-2-7B"],
     ),
     "tiny": Sizes(
         rounds=2, sentences=6, documents=2, lengths=(4, 16), curve_words=16, batches=(1, 4),
@@ -102,41 +78,24 @@ before the last.
 
 @dataclass
 class Setup:
-    """What a part needs to measure.
+    """What a part needs to measure."""
 
-    Attributes:
-        model: a Magnet folder.
-        sizes: how much.
-        texts: to encode, infill and train on.
-        output: folder for what is made on the way.
-        device, dtype: of all models.
-        bar: a progress bar.
-        way_class: `Worker`, or `Here` to run all in this process.
-        llm2vec: interpreter of its environment, None where there is none.
-        llm2vec_folder: the model as that environment reads it.
-        why_no_llm2vec: the reason.
-    """
-
-    model: Path
+    model: Path  # a Magnet folder
     sizes: Sizes
-    texts: Texts
-    output: Path
+    texts: Texts  # to encode, infill and train on
+    output: Path  # folder for what is made on the way
     device: str
     dtype: str
-    bar: Any
-    way_class: type[Worker] | type[Here] = Worker
-    llm2vec: str | None = None
-    llm2vec_folder: Path | None = None
+    bar: Any  # a progress bar
+    way_class: type[Worker] | type[Here] = Worker  # `Here` runs all in this process
+    llm2vec: str | None = None  # interpreter of its environment
+    llm2vec_folder: Path | None = None  # the model as that environment reads it
     why_no_llm2vec: str = ""
-    _tokenizer: list[PreTrainedTokenizerBase] = field(default_factory=list)
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's."""
-        if not self._tokenizer:
-            found = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
-            self._tokenizer.append(found)
-        return self._tokenizer[0]
+        return AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
 
     @property
     def tolerance(self) -> float:
@@ -158,17 +117,15 @@ class Setup:
     def ways(self, places: dict[str, str], **arguments: Any) -> Iterator[dict[str, Any]]:
         """Start ways, `module:function` by name; the one called llm2vec in its environment."""
         with contextlib.ExitStack() as stack:
-            started = {}
+            started: dict[str, Worker | Here] = {}
+            given = {"model": str(self.model), "device": self.device, "dtype": self.dtype}
             for name, place in places.items():
-                common = {"model": str(self.model), "device": self.device, "dtype": self.dtype}
-                way: Worker | Here
                 if name == "llm2vec":
-                    common["model"] = str(self.llm2vec_folder)
-                    way = Worker(place, str(self.llm2vec), **(common | arguments))
+                    own = given | {"model": str(self.llm2vec_folder)} | arguments
+                    started[name] = Worker(place, str(self.llm2vec), **own)
                 else:
-                    way = self.way_class(place, **(common | arguments))
-                stack.callback(way.close)
-                started[name] = way
+                    started[name] = self.way_class(place, **(given | arguments))
+                stack.callback(started[name].close)
             yield started
 
 

@@ -1,6 +1,5 @@
 """What is paid before the first result: imports, loading a folder, building a mask."""
 
-import statistics
 import subprocess
 import sys
 import time
@@ -13,9 +12,9 @@ from transformers.masking_utils import create_causal_mask
 
 from modeling_magnet.masking import attention_arguments
 
-from .report import Row
+from .report import Row, timings_of
 from .setup import Setup, Sizes, finished
-from .timing import ROOT, Comparison, measure
+from .timing import ROOT, Comparison, firsts, measure, median
 
 TIMED = "import time; begin = time.perf_counter(); {}; print(repr(time.perf_counter() - begin))"
 
@@ -86,20 +85,20 @@ def measure_part(setup: Setup) -> dict[str, Any]:
     ]
     timings = measure(comparisons, setup.bar)
     with setup.ways({"masks": "benchmarks.startup:masks"}) as started:
+        build = partial(started["masks"], batch=sizes.mask_batch)
         comparisons = []
         for length in sizes.mask_lengths:
-            both = {
-                way: partial(started["masks"], way=way, batch=sizes.mask_batch, length=length)
+            runs = {
+                way: [partial(build, way=way, length=length)] * MASK_ROUNDS
                 for way in ("hybrid", "causal")
             }
-            runs = {way: [call] * MASK_ROUNDS for way, call in both.items()}
-            comparisons.append(Comparison(f"mask {length}", runs, warm=[*both.values()]))
+            comparisons.append(Comparison(f"mask {length}", runs, warm=firsts(runs)))
         timings |= measure(comparisons, setup.bar)
     return {"timings": timings}
 
 
-def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
-    """The table's rows of starting; None where it was not measured."""
+def rows(found: dict[str, Any], sizes: Sizes) -> list[Row]:
+    """The table's rows of starting."""
     labels = {
         "import": "`import modeling_magnet`: ms; `import transformers`",
         "class": "import of the class: ms; of transformers' Llama",
@@ -111,15 +110,13 @@ def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
     }
     made = []
     for name, label in labels.items():
-        if found is None:
-            made.append(Row.missing(label, "<= 50" if name == "import" else None))
-            continue
-        ours, others = (
-            [1e3 * given["seconds"] for given in way] for way in found["timings"][name].values()
-        )
-        made.append(Row.of_rounds(label, ours, others))
+        ways = ("hybrid", "causal") if name.startswith("mask") else ("Magnet", "transformers")
+        answers = timings_of(found)[name]
+        made.append(Row.compared(label, answers, ways, scale=1e3))
         if name in IMPORTS:
-            over = statistics.median(ours) - statistics.median(others)
             label = label.partition(":")[0] + ": ms over transformers'"
-            made.append(Row.alone(label, over, aim="<= 50"))
+            made.append(Row.missing(label, "<= 50"))
+            if answers:
+                over = 1e3 * (median(answers["Magnet"]) - median(answers["transformers"]))
+                made[-1] = Row.alone(label, over, aim="<= 50")
     return made

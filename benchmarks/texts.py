@@ -23,17 +23,11 @@ DOCUMENT = (230, 540)
 
 @dataclass
 class Texts:
-    """Texts in an order drawn by a seed.
+    """Texts in an order drawn by a seed."""
 
-    Attributes:
-        mixed: sentences of 3 to 60 words.
-        short: sentences of 3 to 10 words.
-        documents: following paragraphs of a title, 230 to 540 words.
-    """
-
-    mixed: list[str]
-    short: list[str]
-    documents: list[str]
+    mixed: list[str]  # sentences of 3 to 60 words
+    short: list[str]  # sentences of 3 to 10 words
+    documents: list[str]  # consecutive paragraphs of a title, 230 to 540 words
 
     def some(self, kind: str, count: int) -> list[str]:
         """The first of a kind.

@@ -116,19 +116,13 @@ class Here:
 
 @dataclass
 class Comparison:
-    """Ways that take turns: A B C, A B C, ...
+    """Ways that take turns: A B C, A B C, ..."""
 
-    Attributes:
-        name: of what is measured.
-        runs: by way a call for each round.
-        check: gets each round's answers by way; raises `DifferentResultsError`.
-        warm: calls that are made once before and not counted.
-    """
-
-    name: str
-    runs: Mapping[str, Sequence[Callable[[], Answer]]]
+    name: str  # of what is measured
+    runs: Mapping[str, Sequence[Callable[[], Answer]]]  # by way a call for each round
     check: Callable[[dict[str, Answer]], None] | None = None
-    warm: Sequence[Callable[[], Any]] = ()
+    """Gets each round's answers by way; raises `DifferentResultsError`."""
+    warm: Sequence[Callable[[], Any]] = ()  # calls that are made once before and not counted
 
 
 Timings = dict[str, dict[str, list[Answer]]]
@@ -136,11 +130,7 @@ Timings = dict[str, dict[str, list[Answer]]]
 
 
 def measure(comparisons: Sequence[Comparison], bar) -> Timings:
-    """Run all; `bar`, a progress bar, is told how much there is and what is done.
-
-    Returns:
-        All answers, arrays left out.
-    """
+    """Run all, and return all answers without `vectors` and `tokens`; `bar` is a progress bar."""
     bar.total = (bar.total or 0) + sum(len(calls) for c in comparisons for calls in c.runs.values())
     found: Timings = {}
     for comparison in comparisons:
@@ -155,9 +145,15 @@ def measure(comparisons: Sequence[Comparison], bar) -> Timings:
             if comparison.check is not None:
                 comparison.check({way: given[-1] for way, given in answers.items()})
             for given in answers.values():
-                given[-1].pop("vectors", None)
+                for output in ("vectors", "tokens"):
+                    given[-1].pop(output, None)
         found[comparison.name] = answers
     return found
+
+
+def firsts(runs: Mapping[str, Sequence[Callable[[], Answer]]]) -> list[Callable[[], Answer]]:
+    """The first call of each way, to warm up."""
+    return [calls[0] for calls in runs.values()]
 
 
 def median(answers: Sequence[Answer], figure: str = "seconds") -> float:

@@ -6,6 +6,7 @@ padded to 128 tokens. Model, adapter, optimizer, data and losses are the same, w
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from modeling_magnet.training.collator import IGNORE, MagnetCollator
 from modeling_magnet.training.data import Item
 from modeling_magnet.training.objectives import info_nce
 
-from .report import Row
+from .report import Row, timings_of
 from .setup import Setup, Sizes, finished
 from .texts import read_pairs
 from .timing import Answer, Comparison, measure, same_figure
@@ -34,7 +35,7 @@ Batch = dict[str, torch.Tensor]
 
 def magnet(model: str, device: str, dtype: str, blocks, pairs):
     """Magnet's step, as `modeling_magnet.training.trainer` does it."""
-    return _Steps(_magnet_loss, model, device, dtype, blocks, pairs)
+    return _Steps(magnet_loss, model, device, dtype, blocks, pairs)
 
 
 def straightforward(model: str, device: str, dtype: str, blocks, pairs):
@@ -57,32 +58,50 @@ class _Steps:
         self.model = loaded.to(device).train()
         self.inner = self.model.get_base_model()
         self.loss, self.device, self.bf16 = loss, device, dtype == "bfloat16"
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
-        made = _collate(self.inner, blocks, pairs) if blocks else batches
+        self.optimizer = optimizer_of(self.model)
+        made = collate(self.inner, blocks, pairs) if blocks else batches
         self.batches = [
             {name: torch.as_tensor(value, device=device) for name, value in batch.items()}
             for batch in made
         ]
 
     def __call__(self, batch: int, update: bool = True) -> Answer:
-        begin = time.perf_counter()
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.bf16):
-            loss = self.loss(self.model, self.inner, self.batches[batch])
-        loss.backward()
-        if update:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        finished(self.device)
-        return {"seconds": time.perf_counter() - begin, "loss": loss.item()}
+        compute = partial(self.loss, self.model, self.inner, self.batches[batch])
+        return take_step(compute, self.optimizer, self.device, self.bf16, update)
 
 
-def _magnet_loss(model, inner, batch: Batch) -> torch.Tensor:
+def optimizer_of(model) -> torch.optim.Optimizer:
+    """AdamW of what is trained."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+
+def take_step(
+    compute: Callable[[], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    bf16: bool,
+    update: bool = True,
+) -> Answer:
+    """Compute a loss, go back, and update; in `seconds`, with the `loss`."""
+    begin = time.perf_counter()
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        loss = compute()
+    loss.backward()
+    if update:
+        optimizer.step()
+    optimizer.zero_grad()
+    finished(device)
+    return {"seconds": time.perf_counter() - begin, "loss": loss.item()}
+
+
+def magnet_loss(model, inner, batch: Batch) -> torch.Tensor:
+    """The weighted objectives of a step; without sentence pairs those of the blocks."""
     output = model(**batch)
     count = {name: (batch[f"{name}_labels"] != IGNORE).sum() for name in ("mntp", "msg")}
-    sscl = info_nce(output.pair_vectors[0], output.pair_vectors[1], TEMPERATURE)
-    return output.mntp.sum() / count["mntp"] + output.msg.sum() / count["msg"] + SSCL * sscl
+    loss = output.mntp.sum() / count["mntp"] + output.msg.sum() / count["msg"]
+    if "pair_input_ids" in batch:
+        loss = loss + SSCL * info_nce(output.pair_vectors[0], output.pair_vectors[1], TEMPERATURE)
+    return loss
 
 
 def _straightforward_loss(model, inner, batch: Batch) -> torch.Tensor:
@@ -128,8 +147,8 @@ def _mntp_loss(model, inner, batch: Batch) -> torch.Tensor:
     return output.mntp.sum() / (labels[:, 1:] != IGNORE).sum()
 
 
-def _collate(inner, blocks, pairs) -> list[Batch]:
-    """A batch a round, and a small one at the end."""
+def collate(inner, blocks, pairs) -> list[Batch]:
+    """A batch a step, of its blocks of token ids and its sentence pairs."""
     tokenizer = inner.tokenizer
     collator = MagnetCollator(
         tokenizer=tokenizer, settings=inner.magnet_settings,
@@ -224,23 +243,22 @@ def _masked(setup: Setup, rows: list[list[int]], seed: int) -> dict[str, Any]:
     }
 
 
-def rows(found: dict[str, Any] | None, sizes: Sizes) -> list[Row]:
-    """The table's rows of training; None where it was not measured."""
-    made = []
-    for name, other, label, aims in (
-        ("step", "straightforward", "training step", ("<= 0.5", "<= 0.5")),
-        ("mntp", "llm2vec", "training step, MNTP alone", (None, None)),
+def rows(found: dict[str, Any], sizes: Sizes) -> list[Row]:
+    """The table's rows of training."""
+    timings, made = timings_of(found), []
+    for name, other, label, aim in (
+        ("step", "straightforward", "training step", "<= 0.5"),
+        ("mntp", "llm2vec", "training step, MNTP alone", None),
     ):
-        labels = [
-            f"{label}: {unit}; {other}" for unit in ("seconds (tokens/s)", "peak memory, MiB")
-        ]
-        if found is None or other in found["left out"]:
-            made += [Row.missing(text, aim) for text, aim in zip(labels, aims, strict=True)]
-            continue
-        ours, others = (found["timings"][name][way] for way in ("Magnet", other))
-        seconds = [[given["seconds"] for given in way] for way in (ours, others)]
-        count = found["tokens"][name]
-        speeds = [f"({len(way) * count / sum(way):.0f})" for way in seconds]
-        made.append(Row.of_rounds(labels[0], seconds[0], seconds[1], aims[0], speeds))
-        made.append(Row.of_memory(labels[1], ours, others, aims[1]))
+        ways = "Magnet", other
+        row = Row.compared(f"{label}: seconds (tokens/s); {other}", timings[name], ways, aim=aim)
+        if row.value is not None:
+            spent = [sum(given["seconds"] for given in timings[name][way]) for way in ways]
+            count = found["tokens"][name] * sizes.rounds
+            row.ours, row.other = (
+                f"{shown} ({count / seconds:.0f})"
+                for shown, seconds in zip((row.ours, row.other), spent, strict=True)
+            )
+        memory = f"{label}: peak memory, MiB; {other}"
+        made += [row, Row.of_memory(memory, timings[name], ways, aim)]
     return made
