@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from evaluation.common.writing import markdown
 from modeling_magnet.training.arguments import ModelArguments
-from modeling_magnet.training.base import for_objectives, prepare_base
+from modeling_magnet.training.base import load_for_training, prepare_base
 from modeling_magnet.training.collator import IGNORE
 
 from .memory import peak_mib
@@ -41,7 +41,7 @@ def measure(way: str, base: str, blocks: int, length: int, steps: int) -> dict[s
     Returns:
         `seconds`: median of a step, the first left out; `mib`: the process's peak memory.
     """
-    model: Any = for_objectives(base, ModelArguments(projection_head=False)).train()
+    model: Any = load_for_training(base, ModelArguments(projection_head=False)).train()
     inner: Any = model.get_base_model()
     tokens = np.random.default_rng(0).integers(20, 40000, size=(blocks, length), dtype=np.int32)
     (batch,) = collate(inner, [tokens], [[]])

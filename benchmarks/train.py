@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_magnet.training.arguments import DataArguments, ModelArguments
-from modeling_magnet.training.base import for_objectives, single_token_id
+from modeling_magnet.training.base import load_for_training, single_token_id
 from modeling_magnet.training.collator import IGNORE, MagnetCollator
 from modeling_magnet.training.data import Item
 from modeling_magnet.training.objectives import info_nce
@@ -54,7 +54,7 @@ class _Steps:
     def __init__(self, loss, model: str, device: str, dtype: str, blocks=(), pairs=(), batches=()):
         torch.manual_seed(0)
         arguments = ModelArguments(dtype=dtype, projection_head=not batches)
-        loaded: Any = for_objectives(model, arguments)
+        loaded: Any = load_for_training(model, arguments)
         self.model = loaded.to(device).train()
         self.inner = self.model.get_base_model()
         self.loss, self.device, self.bf16 = loss, device, dtype == "bfloat16"
@@ -154,7 +154,7 @@ def collate(inner, blocks, pairs) -> list[Batch]:
         tokenizer=tokenizer, settings=inner.magnet_settings,
         mask_token_id=single_token_id(tokenizer, "_", "mask_token"),
         vocab_size=inner.config.vocab_size, arguments=DataArguments(), seed=0,
-        items_a_step=len(blocks[0]),
+        items_per_step=len(blocks[0]),
     )  # fmt: skip
     batches = []
     for n, (rows, sentences) in enumerate(zip(blocks, pairs, strict=True)):

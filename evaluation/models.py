@@ -21,7 +21,7 @@ from evaluation.common.views import start_of
 from evaluation.names import ModelName, check_code, resolve
 from modeling_magnet import MagnetMixin
 from modeling_magnet.batching import right_padded
-from modeling_magnet.encoding import _as_list, _as_words, _word_weights, check_states
+from modeling_magnet.encoding import _as_words, _word_weights, check_states, checked_texts
 from modeling_magnet.tokenizing import TextTokenizer
 from modeling_magnet.training.base import load_base, single_token_id
 
@@ -137,7 +137,7 @@ class SentenceTransformersModel:
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """See `Model`. The default prompt is the model's."""
-        texts, _ = _as_list(_not_one_string(sentences))
+        texts, _ = checked_texts(_not_one_string(sentences))
         if prompt is None:
             prompt = self.encoder.prompts.get(self.encoder.default_prompt_name) or ""
         if limit := self.encoder.max_seq_length:
@@ -185,7 +185,7 @@ class _TokenModel:
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """See `Model`."""
         before = self.default_prompt if prompt is None else prompt
-        texts, _ = _as_list(_not_one_string(sentences))
+        texts, _ = checked_texts(_not_one_string(sentences))
         rows = [self._sentence_row(i, text, before) for i, text in enumerate(texts)]
         _warn_of_cuts(sum(row.cut for row in rows), len(rows), self.limit)
         empty = np.empty((0, self.network.config.hidden_size), np.float32)

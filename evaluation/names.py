@@ -19,7 +19,7 @@ from modeling_magnet.checkpoint import (
     _same_folder,
 )
 from modeling_magnet.checks import check_place
-from modeling_magnet.settings import longest_alike
+from modeling_magnet.settings import uniform_positions
 from modeling_magnet.training.base import SMOLLM2, SMOLLM2_PLACE
 
 DECODER_KINDS = ("bidirectional", "last-token", "mean", "echo")
@@ -123,7 +123,7 @@ def window_of(name: ModelName) -> int | None:
     if window or _package_of(base) or config.get("model_type") not in ARCHITECTURES:
         return window or config.get("max_position_embeddings")
     whole = AutoConfig.for_model(**config)
-    limits = whole.max_position_embeddings, longest_alike(whole)
+    limits = whole.max_position_embeddings, uniform_positions(whole)
     return min(limit for limit in limits if limit is not None)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from modeling_magnet import load_magnet
-from modeling_magnet.training.vectors import load_encoder
+from modeling_magnet.training.teacher_vectors import load_encoder
 
 from .fine_tune import ROOT, tune
 from .measuring import DATA, read

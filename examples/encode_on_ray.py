@@ -19,12 +19,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 from modeling_magnet.cli.loading import load_model
 from modeling_magnet.cli.options import Encoding
 from modeling_magnet.cli.reading import READERS, check_inputs, identify
 from modeling_magnet.cli.vectors import Encoder, encode_to_file
-from modeling_magnet.locking import alone_in
+from modeling_magnet.locking import folder_lock
 
 try:
     import ray
@@ -59,7 +59,7 @@ def main(command_line: list[str] | None = None) -> None:
         check_inputs([file], output, [options.column or "text"])
     identity = Encoder(load_model(options.model, "cpu"), encoding).identity()
     options.output.mkdir(parents=True, exist_ok=True)
-    with alone_in(options.output):
+    with folder_lock(options.output):
         claim(options.output / MANIFEST, identity, list(shards))
         todo = [
             {"file": file, "output": output}
@@ -168,8 +168,8 @@ def claim(manifest: Path, identity: dict[str, Any], files: list[str]) -> None:
                 f"{changed[0]} changed since {manifest.parent} was started: give a new folder"
             )
         inputs = found["inputs"] | inputs
-    with written_aside(manifest) as aside:
-        aside.write_text(
+    with atomic_write(manifest) as temporary:
+        temporary.write_text(
             json.dumps({"identity": identity, "inputs": inputs}, indent=2), encoding="utf-8"
         )
 

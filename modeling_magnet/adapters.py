@@ -152,7 +152,7 @@ class AdapterMixin(CausalLM):
                     f"it holds {min(strange)}, but the model has no such layer to adapt"
                 )
         except Exception as error:  # of whatever kind: PEFT lets many be raised by what it calls
-            self._take_out(name, config)
+            self._remove_adapter(name, config)
             self.resize_token_embeddings(size)
             lacks = "it lacks " if isinstance(error, KeyError) else ""
             raise ValueError(
@@ -227,9 +227,9 @@ class AdapterMixin(CausalLM):
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name not in self._adapters():
                 raise ValueError(f"no adapter named {name!r}: the model has {self._adapters()}")
-            self._take_out(name, self.peft_config[name])
+            self._remove_adapter(name, self.peft_config[name])
 
-    def _take_out(self, name: str, config) -> None:
+    def _remove_adapter(self, name: str, config) -> None:
         """Remove an adapter, also one that PEFT has put in only in part.
 
         PEFT's layers stay where it deletes their last adapter, and would be saved with their names of

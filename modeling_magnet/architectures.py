@@ -13,7 +13,7 @@ from transformers import (
 
 # Older versions of transformers copy only the files that this one names, so it names them all.
 from .adapters import AdapterMixin  # noqa: F401
-from .aside import written_aside  # noqa: F401
+from .atomic import atomic_write  # noqa: F401
 from .batching import map_batches  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401

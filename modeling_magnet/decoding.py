@@ -50,8 +50,8 @@ class Span(NamedTuple):
 class Blank:
     """One blank of one text: a row of the batch that is decoded."""
 
-    text: int
-    number: int  # among the text's blanks
+    text_index: int
+    blank_index: int  # among the text's blanks
     layout: Layout
     follows_space: bool  # the part before ended in a space, which the span then writes
     begins_text: bool = False  # no text stands before the blank
@@ -61,12 +61,12 @@ class Blank:
     @property
     def gap(self) -> int:
         """How many positions it has."""
-        return self.layout.gaps[self.number]
+        return self.layout.gaps[self.blank_index]
 
     @property
     def order(self) -> list[int]:
         """The context's tokens in cache order."""
-        return self.layout.cache_order(self.number)
+        return self.layout.cache_order(self.blank_index)
 
 
 class DecodingMixin(PoolingMixin):
@@ -82,7 +82,7 @@ class DecodingMixin(PoolingMixin):
     def _groups(self, blanks: Sequence[Blank], arguments: dict) -> list[list[Blank]]:
         """All blanks together where rows of several gaps can be rows of one batch, else by gap."""
         window = sliding_window(self.config)
-        columns = max(b.layout.context for b in blanks) + max(b.gap for b in blanks)
+        columns = max(b.layout.context_length for b in blanks) + max(b.gap for b in blanks)
         if not self._beams(arguments) and (window is None or columns <= window):
             return [list(blanks)]  # a beam's score ends where its gap ends
         return [[b for b in blanks if b.gap == gap] for gap in sorted({b.gap for b in blanks})]
@@ -135,7 +135,7 @@ class DecodingMixin(PoolingMixin):
     def _share_contexts(self, blanks: Sequence[Blank], copies: int, arguments: dict) -> bool:
         """Whether some rows have the same context, and the cache is one that can be made here."""
         texts = {_shared(blank) for blank in blanks}
-        longest = max(blank.layout.context for blank in blanks)
+        longest = max(blank.layout.context_length for blank in blanks)
         if len(texts) == len(blanks) * copies or longest == 1:
             return False  # nothing is read twice, or nothing before the last token
         return (
@@ -151,10 +151,10 @@ class DecodingMixin(PoolingMixin):
         """
         layouts = {_shared(blank): blank.layout for blank in blanks}
         cache = read_contexts(self, list(layouts.values()))
-        width = max(layout.context for layout in layouts.values())
+        width = max(layout.context_length for layout in layouts.values())
         columns = torch.zeros(len(blanks), width - 1, dtype=torch.long, device=input_device(self))
         for row, blank in enumerate(blanks):
-            pad = width - blank.layout.context
+            pad = width - blank.layout.context_length
             columns[row, pad:] = torch.tensor(blank.order[:-1], device=input_device(self)) + pad
         numbers = {shared: number for number, shared in enumerate(layouts)}
         sources = torch.tensor([numbers[_shared(b)] for b in blanks], device=input_device(self))
@@ -232,7 +232,7 @@ class DecodingMixin(PoolingMixin):
 
 def _shared(blank: Blank) -> tuple[int, ...]:
     """What blanks with the same context at the same positions have in common."""
-    return (blank.text, *blank.layout.gaps)
+    return (blank.text_index, *blank.layout.gaps)
 
 
 class _StoppingRules(StoppingCriteria):

@@ -85,7 +85,7 @@ def inference_model(model, device: torch.device | None = None) -> Any:
     return other.eval()
 
 
-def as_asked(model, arguments: dict[str, Any]) -> Any:
+def apply_is_causal(model, arguments: dict[str, Any]) -> Any:
     """The model for a call with these keyword arguments: itself, or for `is_causal=False` a view of it.
 
     transformers writes that keyword into the config while the call lasts, where calls in other threads
@@ -101,7 +101,7 @@ def as_asked(model, arguments: dict[str, Any]) -> Any:
     view.config = copy.copy(model.config)
     view.config.is_causal = False
     if model.base_model is not model:
-        decoder = as_asked(model.base_model, arguments)
+        decoder = apply_is_causal(model.base_model, arguments)
         view._modules = model._modules | {model.base_model_prefix: decoder}
     return view
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .batching import map_batches, right_padded
-from .checks import whole_number
+from .checks import as_list, whole_number
 from .devices import input_device
 from .masking import CONTEXT
 from .pooling import PoolingMixin, stopping_after
@@ -100,7 +100,7 @@ class EncodingMixin(PoolingMixin):
         if truncate_dim is not None:
             truncate_dim = whole_number("truncate_dim", truncate_dim, most=hidden_size)
         num_layers = self._checked_layers(num_layers)
-        texts, single = _as_list(sentences)
+        texts, single = checked_texts(sentences)
         prompt_text = self.magnet_settings.prompt_text(prompt_name, prompt)
         token_ids = self._tokenize(
             [prompt_text + text for text in texts],
@@ -170,7 +170,7 @@ class EncodingMixin(PoolingMixin):
             >>> model.encode_tokens("A cat sleeps.").shape
             (5, 576)
         """
-        texts, single = _as_list(sentences)
+        texts, single = checked_texts(sentences)
         token_ids = self._tokenize(texts, truncation, extra_tokens=1)
         rows = self._token_vectors(token_ids, batch_size, show_progress_bar, device, num_layers)
         vectors = [row.numpy() for row in rows] if convert_to_numpy else rows
@@ -217,7 +217,7 @@ class EncodingMixin(PoolingMixin):
             (3, 1152)
         """
         single = isinstance(sentences, str)
-        listed = [sentences] if single else _listed(sentences, "sentences")
+        listed = [sentences] if single else as_list(sentences, "sentences")
         split = [_as_words(sentence, i) for i, sentence in enumerate(listed)]
         texts = [" ".join(words) for words in split]
         token_ids, offsets = self._tokenize(
@@ -300,23 +300,18 @@ def check_states(states: str) -> str:
     return states
 
 
-def _as_list(sentences) -> tuple[list[str], bool]:
+def checked_texts(sentences) -> tuple[list[str], bool]:
+    """`sentences` of `encode` as a list, and whether it was one text."""
     single = isinstance(sentences, str)
-    texts = [sentences] if single else _listed(sentences, "sentences")
+    texts = [sentences] if single else as_list(sentences, "sentences")
     return [check_text(text, f"text {i}") for i, text in enumerate(texts)], single
-
-
-def _listed(value, name: str) -> list:
-    if isinstance(value, (bytes, dict)) or not hasattr(value, "__iter__"):
-        raise TypeError(f"{name} is {type(value).__name__}: give a string or a sequence of strings")
-    return list(value)
 
 
 def _as_words(sentence, index: int) -> list[str]:
     name = f"sentence {index}"
     if isinstance(sentence, str):
         return check_text(sentence, name).split()
-    words = _listed(sentence, name)
+    words = as_list(sentence, name)
     words = [check_text(word, f"word {i} of {name}") for i, word in enumerate(words)]
     for word in words:
         if not word.strip():

@@ -20,11 +20,11 @@ from huggingface_hub.utils import WeakFileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, logging
 
-from .aside import written_aside
+from .atomic import atomic_write
 
 logger = logging.get_logger(__name__)
 
-LARGEST = 1 << 30
+MAX_FILE_BYTES = 1 << 30
 """Bytes of a GGUF file whose model is kept: in float32 it takes up to eight times the room."""
 
 HASHES = "sha256.json"
@@ -48,7 +48,7 @@ def dequantized(
         found: further arguments of `from_pretrained` that find the file.
 
     Returns:
-        The folder, or None if the file is not found, larger than `LARGEST` or of another model type, if
+        The folder, or None if the file is not found, larger than `MAX_FILE_BYTES` or of another model type, if
         gguf is not installed, or if the cache cannot be written to (with a warning).
     """
     try:
@@ -57,14 +57,14 @@ def dequantized(
     except (OSError, importlib.metadata.PackageNotFoundError):
         return None  # loading says so
     file = Path(path)
-    if file.stat().st_size > LARGEST:
+    if file.stat().st_size > MAX_FILE_BYTES:
         return None
     name = f"{_hash(file)}-transformers-{transformers.__version__}-gguf-{gguf}"
     try:
         folder = cached_assets_path("magnet", "gguf", file.stem) / name
-        if not _is_whole(folder):
+        if not _is_intact(folder):
             with WeakFileLock(folder.with_name(f"{name}.lock")):
-                if not _is_whole(folder) and not _make(folder, file, model_types):
+                if not _is_intact(folder) and not _make(folder, file, model_types):
                     return None
     except OSError as error:
         logger.warning(
@@ -93,11 +93,11 @@ def _make(folder: Path, file: Path, model_types: Container[str]) -> bool:
     )
     model.hf_quantizer = None  # the weights are plain; these two would stop saving
     model.config.__dict__.pop("quantization_config", None)
-    with written_aside(folder) as aside:
-        model.save_pretrained(aside)
-        _save_tokenizer(source, aside)
-        hashes = {path.name: _hash(path) for path in aside.iterdir()}
-        (aside / HASHES).write_text(json.dumps(hashes), encoding="utf-8")
+    with atomic_write(folder) as temporary:
+        model.save_pretrained(temporary)
+        _save_tokenizer(source, temporary)
+        hashes = {path.name: _hash(path) for path in temporary.iterdir()}
+        (temporary / HASHES).write_text(json.dumps(hashes), encoding="utf-8")
     return True
 
 
@@ -127,7 +127,7 @@ def _content(tokenizer) -> tuple:
     )
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     """Whether every file of the folder is, byte for byte, what was written."""
     try:
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))

@@ -13,19 +13,18 @@ import numpy as np
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from .checks import whole_number
+from .checks import as_list, whole_number
 from .decoding import Blank, DecodingMixin, Span, SpanStreamer
 from .devices import inference_model
-from .encoding import _listed
 from .layout import Layout
 from .lengths import LengthsMixin, usual_length
 from .scoring import Infilling, ScoringMixin, SpanScore
 from .tokenizing import TextTokenizer, check_text
 
-LONGEST = 64
+DEFAULT_MAX_NEW_TOKENS = 64
 """The most that is written where neither a length nor `max_new_tokens` is given."""
 
-BLANK = "___"
+BLANK_MARK = "___"
 """What marks a blank in a text that is given whole."""
 
 
@@ -83,17 +82,17 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             ['Paris']
         """
         if suffix is None:
-            texts, single = _around_marks(prefix), isinstance(prefix, str)
-            lengths = _lengths(span_length, texts, single)
+            texts, single = _split_at_blanks(prefix), isinstance(prefix, str)
+            lengths = _gap_lengths(span_length, texts, single)
         else:
-            prefixes, suffixes = _listed_texts(prefix, "prefix"), _listed_texts(suffix, "suffix")
+            prefixes, suffixes = _text_list(prefix, "prefix"), _text_list(suffix, "suffix")
             if len(prefixes) != len(suffixes):
                 raise ValueError(
                     f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many"
                 )
             texts = [list(pair) for pair in zip(prefixes, suffixes, strict=True)]
             single = isinstance(prefix, str) and isinstance(suffix, str)
-            each = _each(span_length, len(texts), "pairs of prefix and suffix")
+            each = _checked_lengths(span_length, len(texts), "pairs of prefix and suffix")
             lengths = [[length] for length in each]
         results = self._infill(
             texts, lengths, max_new_tokens, streamer, return_scores, generate_arguments
@@ -135,8 +134,8 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             >>> len(model.infill_blanks(["The", " sat on the", "."], span_length=1))
             2
         """
-        texts, single = _as_texts(parts)
-        lengths = _lengths(span_length, texts, single)
+        texts, single = _list_of_parts(parts)
+        lengths = _gap_lengths(span_length, texts, single)
         results = self._infill(
             texts, lengths, max_new_tokens, None, return_scores, generate_arguments
         )
@@ -166,9 +165,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         """
         columns = {"prefix": prefix, "middle": middle, "suffix": suffix}
         single = all(isinstance(column, str) for column in columns.values())
-        prefixes, middles, suffixes = (
-            _listed_texts(column, name) for name, column in columns.items()
-        )
+        prefixes, middles, suffixes = (_text_list(column, name) for name, column in columns.items())
         if not len(prefixes) == len(middles) == len(suffixes):
             raise ValueError(
                 f"got {len(prefixes)} prefixes, {len(middles)} middles and {len(suffixes)} suffixes"
@@ -201,7 +198,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         whole_output = arguments["return_dict_in_generate"]
         model = inference_model(self)
         with torch.no_grad():
-            blanks = self._blanks(texts, lengths, max_new_tokens or LONGEST)
+            blanks = self._blanks(texts, lengths, max_new_tokens or DEFAULT_MAX_NEW_TOKENS)
             gaps = sorted({blank.gap for blank in blanks})
             if whole_output and len(gaps) > 1:
                 raise ValueError(
@@ -218,7 +215,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         samples = (self._generation_value("num_return_sequences", arguments) or 1) > 1
         results: list[list[Any]] = [[None] * (len(text) - 1) for text in texts]
         for blank, found in zip(blanks, written, strict=True):
-            results[blank.text][blank.number] = found if samples else found[0]
+            results[blank.text_index][blank.blank_index] = found if samples else found[0]
         if whole_output:
             output.texts = results
             return output
@@ -284,7 +281,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
     def _cut_guesses(self, blanks: list[Blank]) -> None:
         """Cut what fills a gap of guessed length where the suffix reads on best."""
         for blank in blanks:
-            before, after = (blank.layout.parts[blank.number + n] for n in (0, 1))
+            before, after = (blank.layout.parts[blank.blank_index + n] for n in (0, 1))
             for i, (token_ids, ended) in enumerate(blank.spans):
                 if blank.is_guess and ended == "length":
                     kept = self._best_cut(before, token_ids, after)
@@ -302,7 +299,9 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
     def _with_scores(self, blanks: list[Blank], texts: list[list[str]]) -> list[list[Infilling]]:
         """Each span's text with its score and its end."""
         scores = iter(
-            self._scores([(b.layout, b.number, span.token_ids) for b in blanks for span in b.spans])
+            self._scores(
+                [(b.layout, b.blank_index, span.token_ids) for b in blanks for span in b.spans]
+            )
         )
         return [
             [
@@ -313,28 +312,28 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         ]
 
 
-LISTS = (Sequence, np.ndarray)
+SEQUENCES = (Sequence, np.ndarray)
 """What a list of lengths may be."""
 
 
-def _listed_texts(texts, name: str) -> list:
-    return [texts] if isinstance(texts, str) else _listed(texts, name)
+def _text_list(texts, name: str) -> list:
+    return [texts] if isinstance(texts, str) else as_list(texts, name)
 
 
-def _around_marks(texts) -> list[list[str]]:
+def _split_at_blanks(texts) -> list[list[str]]:
     """Texts with blanks, each as the parts around them."""
-    listed = _listed_texts(texts, "prefix")
-    parts = [check_text(text, f"text {t}").split(BLANK) for t, text in enumerate(listed)]
+    listed = _text_list(texts, "prefix")
+    parts = [check_text(text, f"text {t}").split(BLANK_MARK) for t, text in enumerate(listed)]
     for t, text in enumerate(parts):
         if len(text) == 1:
             raise ValueError(
-                f"text {t} has no {BLANK} and there is no suffix: mark what is missing by {BLANK}, or "
+                f"text {t} has no {BLANK_MARK} and there is no suffix: mark what is missing by {BLANK_MARK}, or "
                 "give the text after it"
             )
     return parts
 
 
-def _as_texts(parts) -> tuple[list[Sequence[str]], bool]:
+def _list_of_parts(parts) -> tuple[list[Sequence[str]], bool]:
     """`parts` as a list of texts in parts, and whether it was one text."""
     if isinstance(parts, str) or not isinstance(parts, Sequence):
         raise TypeError(
@@ -349,15 +348,15 @@ def _as_texts(parts) -> tuple[list[Sequence[str]], bool]:
     return texts, single
 
 
-def _lengths(span_length, texts, single: bool) -> list[list[int | None]]:
+def _gap_lengths(span_length, texts, single: bool) -> list[list[int | None]]:
     """The lengths of each text's gaps; None: to be guessed."""
-    if isinstance(span_length, LISTS) and not single:
+    if isinstance(span_length, SEQUENCES) and not single:
         raise ValueError("span_length is a sequence: for several texts give one number or None")
-    return [_each(span_length, len(text) - 1, "blanks") for text in texts]
+    return [_checked_lengths(span_length, len(text) - 1, "blanks") for text in texts]
 
 
-def _each(span_length, count: int, what: str) -> list[int | None]:
-    lengths = list(span_length) if isinstance(span_length, LISTS) else [span_length] * count
+def _checked_lengths(span_length, count: int, what: str) -> list[int | None]:
+    lengths = list(span_length) if isinstance(span_length, SEQUENCES) else [span_length] * count
     if len(lengths) != count:
         raise ValueError(f"span_length has {len(lengths)} entries, but there are {count} {what}")
     if None in lengths and any(length is not None for length in lengths):

@@ -20,7 +20,7 @@ import torch
 from transformers import Cache, DynamicCache
 
 from .compat import CACHE
-from .devices import as_asked, input_device
+from .devices import apply_is_causal, input_device
 from .masking import CONTEXT, attention_arguments
 
 
@@ -57,23 +57,23 @@ class Layout:
         return found
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """How many tokens stand around the gaps."""
         return sum(map(len, self.parts))
 
     @property
     def length(self) -> int:
         """How many positions the text has, gaps included."""
-        return self.context + sum(self.gaps)
+        return self.context_length + sum(self.gaps)
 
-    def before(self, blank: int) -> int:
+    def tokens_before(self, blank: int) -> int:
         """How many tokens of the context precede a blank."""
         return sum(map(len, self.parts[: blank + 1]))
 
     def cache_order(self, blank: int) -> list[int]:
         """Which token of the text's order stands in each column while this blank is written."""
-        before = self.before(blank)
-        return [*range(before, self.context), *range(before)]
+        before = self.tokens_before(blank)
+        return [*range(before, self.context_length), *range(before)]
 
     def filled(self, blank: int, span: list[int]) -> tuple[list[int], list[int], list[int]]:
         """Token ids, positions and span map of the text with one blank filled, in the text's order.
@@ -82,7 +82,7 @@ class Layout:
             >>> Layout(parts=[[11, 12], [13]], gaps=[3]).filled(0, [7, 8])
             ([11, 12, 7, 8, 13], [0, 1, 2, 3, 5], [0, 0, 1, 1, 0])
         """
-        token_ids, positions, first = self.token_ids, self.positions, self.before(blank)
+        token_ids, positions, first = self.token_ids, self.positions, self.tokens_before(blank)
         begin = positions[first - 1] + 1
         span_ids = [CONTEXT] * len(token_ids)
         token_ids[first:first] = span
@@ -101,7 +101,7 @@ def context_inputs(
         orders: of the columns of each row. None: that of the text.
         device: of the tensors.
     """
-    orders = orders or [list(range(layout.context)) for layout in layouts]
+    orders = orders or [list(range(layout.context_length)) for layout in layouts]
     length = max(map(len, orders))
 
     def left_padded(rows: Sequence[list[int]]) -> torch.Tensor:
@@ -130,7 +130,7 @@ def read_contexts(model: Any, layouts: Sequence[Layout]) -> DynamicCache:
         dtype=model.dtype,
         attention_mask=inputs["attention_mask"],
     )
-    as_asked(model.base_model, arguments)(
+    apply_is_causal(model.base_model, arguments)(
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
         use_cache=True,

@@ -22,17 +22,17 @@ SENTENCE_END = re.compile(
 )
 """Where a sentence ends, in the scripts that mark it."""
 
-SLACK = 1.2
-"""Positions of a gap for each that a sentence has: room to cut."""
+GAP_FACTOR = 1.2
+"""Positions of a gap per token of a sentence of usual length: there must be room to cut."""
 
-SHORTEST_CUT = 0.5
-"""What of a filled gap stays at least."""
+MIN_KEPT_SHARE = 0.5
+"""The least share of a filled gap that a cut keeps."""
 
 SEAM_LENGTH = 8
-"""Suffix tokens that are read on into, after each cut."""
+"""How many suffix tokens are read after each cut, to judge it."""
 
-READ_BEFORE = 32
-"""Context tokens before a span that its cuts are judged with."""
+TOKENS_READ_BEFORE = 32
+"""How many context tokens are read before a span, to judge its cuts."""
 
 
 def usual_length(parts: Sequence[str], tokens: int, most: int) -> int:
@@ -52,7 +52,7 @@ def usual_length(parts: Sequence[str], tokens: int, most: int) -> int:
     """
     pieces = [piece for part in parts for piece in SENTENCE_END.split(part)]
     sentences = max(1, sum(bool(piece.strip()) for piece in pieces))
-    return min(most, math.ceil(SLACK * tokens / sentences))
+    return min(most, math.ceil(GAP_FACTOR * tokens / sentences))
 
 
 class LengthsMixin(PoolingMixin):
@@ -66,8 +66,8 @@ class LengthsMixin(PoolingMixin):
 
         The text and the span are read once. Then each cut is a row whose cache shows the span up to it.
         """
-        before, after = before[:1] + before[1:][-READ_BEFORE:], after[:SEAM_LENGTH]
-        first = max(1, math.ceil(SHORTEST_CUT * len(span)))
+        before, after = before[:1] + before[1:][-TOKENS_READ_BEFORE:], after[:SEAM_LENGTH]
+        first = max(1, math.ceil(MIN_KEPT_SHARE * len(span)))
         cuts = torch.arange(first, len(span) + 1, device=input_device(self))  # (cuts,)
         cache = DynamicCache(config=self.config)
         token_ids = torch.tensor([before + span], device=input_device(self))

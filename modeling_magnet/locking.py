@@ -1,6 +1,6 @@
-"""A folder that one process at a time writes to, for hours and file by file.
+"""Locks a folder, so that one process at a time writes to it, for hours and file by file.
 
-What is saved in one go needs no such lock: `aside`.
+A file or folder that is saved in one go needs no such lock: see `atomic`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ LOCK = ".magnet.lock"
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Keep all other processes that ask out of a folder until the block is left.
 
     The operating system holds the lock and ends it with the process, however that ends: what a killed
@@ -33,7 +33,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         OSError: the folder cannot be written to, or the lock is a symbolic link.
 
     Example:
-        >>> with alone_in(Path("outputs")):
+        >>> with folder_lock(Path("outputs")):
         ...     train()
     """
     if fcntl is None:

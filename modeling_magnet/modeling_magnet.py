@@ -21,13 +21,13 @@ from transformers.utils import TransformersKwargs
 
 # Older versions of transformers copy only the files that this one names, so it names them all.
 from .adapters import AdapterMixin  # noqa: F401
-from .aside import written_aside  # noqa: F401
+from .atomic import atomic_write  # noqa: F401
 from .batching import map_batches  # noqa: F401
 from .checkpoint import CheckpointMixin  # noqa: F401
 from .checks import whole_number  # noqa: F401
 from .compat import cache_in, named_cache
 from .decoding import DecodingMixin  # noqa: F401
-from .devices import as_asked
+from .devices import apply_is_causal
 from .encoding import EncodingMixin  # noqa: F401
 from .gguf_cache import dequantized  # noqa: F401
 from .infilling import InfillingMixin
@@ -122,7 +122,7 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
                 attention_mask=attention_mask,
                 cache=held,
             )
-        model = as_asked(self, kwargs | arguments)
+        model = apply_is_causal(self, kwargs | arguments)
         return super(MagnetMixin, model).forward(
             input_ids=input_ids,
             position_ids=position_ids,

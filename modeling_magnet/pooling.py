@@ -8,7 +8,7 @@ import torch
 
 from .checkpoint import CheckpointMixin
 from .checks import whole_number
-from .devices import as_asked, first_layers
+from .devices import apply_is_causal, first_layers
 from .masking import CONTEXT, attention_arguments, check_attention_mask
 
 View = Callable[[Any], Any]
@@ -91,7 +91,7 @@ class PoolingMixin(CheckpointMixin):
             attention_mask=attention_mask,
             document_ids=document_ids,
         )
-        decoder = as_asked(self.base_model, arguments)
+        decoder = apply_is_causal(self.base_model, arguments)
         if view is not None:
             decoder = view(decoder)
         return decoder(

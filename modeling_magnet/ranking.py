@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from .checks import whole_number
-from .encoding import EncodingMixin, _listed
+from .checks import as_list, whole_number
+from .encoding import EncodingMixin
 from .tokenizing import check_text
 
 
@@ -117,7 +117,7 @@ class RankingMixin(EncodingMixin):
         check_text(query, "query")
         if isinstance(documents, str):
             raise TypeError("documents is one string: give a sequence of strings")
-        texts = _listed(documents, "documents")
+        texts = as_list(documents, "documents")
         if top_k is not None:
             top_k = whole_number("top_k", top_k)
         own = {"convert_to_tensor": True, **encode_arguments}

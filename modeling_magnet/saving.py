@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import CommitInfo, HfApi
 from transformers.dynamic_module_utils import custom_object_save
 
-from .aside import written_aside
+from .atomic import atomic_write
 from .checkpoint import CheckpointMixin
 from .settings import MagnetSettings
 
@@ -124,11 +124,11 @@ class SavingMixin(CheckpointMixin):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         stale = self._stale(kwargs.get("variant"))
-        with written_aside(target, stale) as aside:
-            super().save_pretrained(aside, **kwargs)
-            custom_object_save(self, aside)
-            self._write_around_weights(aside, target.name)
-            written = [path.name for path in aside.iterdir()]
+        with atomic_write(target, stale) as temporary:
+            super().save_pretrained(temporary, **kwargs)
+            custom_object_save(self, temporary)
+            self._write_around_weights(temporary, target.name)
+            written = [path.name for path in temporary.iterdir()]
         if push_to_hub:
             self._upload(target, hub.pop("repo_id", target.name), written, stale, **hub)
 

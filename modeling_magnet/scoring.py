@@ -12,7 +12,7 @@ from .devices import input_device
 from .layout import Layout
 from .pooling import PoolingMixin
 
-SCORED_TOGETHER = 32
+SCORE_BATCH_SIZE = 32
 """Texts in a forward pass, at most."""
 
 
@@ -61,7 +61,7 @@ class ScoringMixin(PoolingMixin):
         rows = [layout.filled(blank, written) for layout, blank, written in spans]
         found: list[SpanScore | None] = [None] * len(spans)
         lengths = [len(token_ids) for token_ids, _, _ in rows]
-        for batch in batches_of(lengths, SCORED_TOGETHER, CPU_BATCH_TOKENS):
+        for batch in batches_of(lengths, SCORE_BATCH_SIZE, CPU_BATCH_TOKENS):
             columns = [
                 *zip(*(rows[i] for i in batch), strict=True),
                 [[1] * lengths[i] for i in batch],
@@ -73,7 +73,7 @@ class ScoringMixin(PoolingMixin):
             hidden = self._span_states(input_ids, span_ids, mask, position_ids=position_ids)
             for row, i in enumerate(batch):
                 layout, blank, written = spans[i]
-                first = layout.before(blank)
+                first = layout.tokens_before(blank)
                 states = hidden[row, first - 1 : first - 1 + len(written)]  # (span, hidden)
                 logits = self._logits(states).float().log_softmax(-1)
                 targets = torch.tensor(written, dtype=torch.long, device=logits.device)

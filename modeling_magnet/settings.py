@@ -21,7 +21,7 @@ PAPER_PROMPTS = {
 """The paper's prompts by name: section 3.2.2 (`sentence`) and Table 8 (the tasks)."""
 
 
-def longest_alike(config: PreTrainedConfig) -> int | None:
+def uniform_positions(config: PreTrainedConfig) -> int | None:
     """How many positions the model treats alike, so that a text can be read in another order.
 
     Sliding-window layers do so within their window. LongRoPE (Phi-3) and dynamic RoPE turn all
@@ -49,7 +49,7 @@ POOLINGS = ("end", "first", "mean", "weighted_mean")
 ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """The names that sentence-transformers looks for among prompts, for a query and for a document."""
 
-SHORTEST = 3
+MIN_LENGTH = 3
 """The least that `max_length` may be."""
 
 
@@ -125,9 +125,9 @@ class MagnetSettings:
             raise ValueError(f"prompts is {self.prompts!r}: give names and texts")
         if not isinstance(self.default_prompt_name, (str, type(None))):
             raise ValueError(f"default_prompt_name is {self.default_prompt_name!r}: give a name")
-        if self.max_length < SHORTEST:
+        if self.max_length < MIN_LENGTH:
             raise ValueError(
-                f"max_length is {self.max_length}: give {SHORTEST} or more, for a start token, a token and "
+                f"max_length is {self.max_length}: give {MIN_LENGTH} or more, for a start token, a token and "
                 "an end token"
             )
         if self.trained_length is not None and self.trained_length < 1:
@@ -159,7 +159,7 @@ class MagnetSettings:
             )
         given.setdefault("start_token_id", tokenizer.bos_token_id)
         given.setdefault("end_token_id", tokenizer.eos_token_id)
-        alike = longest_alike(config)
+        alike = uniform_positions(config)
         positions = config.max_position_embeddings
         given.setdefault("max_length", positions if alike is None else min(positions, alike))
         if given["end_token_id"] is None:

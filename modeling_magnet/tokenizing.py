@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-AT_ONCE = 4096
+TEXTS_AT_ONCE = 4096
 """Texts that are tokenized at a time: what the tokenizer tells of each needs memory."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -24,7 +24,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
 """What stands for bytes that are no character."""
 
-LONGEST_CHARACTER = 4
+MAX_CHARACTER_TOKENS = 4
 """Bytes of a character, and so tokens, at most."""
 
 NO_SPACE = {"prepend_scheme": "never", "add_prefix_space": False, "strip_left": False, "start": 0}
@@ -111,8 +111,10 @@ class TextTokenizer:
             ValueError: a text has a token that the model does not know.
         """
         if not self.tokenizer.is_fast:
-            return self._known(self._slow_ids(texts, add_special_tokens))
-        return self._known([one.ids for one in self._encodings(texts, add_special_tokens)])
+            return self._check_vocabulary(self._slow_ids(texts, add_special_tokens))
+        return self._check_vocabulary(
+            [one.ids for one in self._encodings(texts, add_special_tokens)]
+        )
 
     def ids_and_offsets(
         self, texts: Sequence[str], add_special_tokens: bool = False
@@ -134,9 +136,9 @@ class TextTokenizer:
         for encoding in self._encodings(texts, add_special_tokens):
             token_ids.append(encoding.ids)
             offsets.append(encoding.offsets)
-        return self._known(token_ids), offsets
+        return self._check_vocabulary(token_ids), offsets
 
-    def _known(self, token_ids: list[list[int]]) -> list[list[int]]:
+    def _check_vocabulary(self, token_ids: list[list[int]]) -> list[list[int]]:
         """The token ids, all of which the model has embeddings of."""
         for i, ids in enumerate(token_ids):
             if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
@@ -161,15 +163,15 @@ class TextTokenizer:
         if not whole.endswith(REPLACEMENT):
             return whole
         # Llama 2's decoder gives up all the byte tokens in a row where the last of them are no character.
-        for cut in range(1, LONGEST_CHARACTER):
+        for cut in range(1, MAX_CHARACTER_TOKENS):
             text = view.decode(ids[:-cut], skip_special_tokens=skip_special_tokens)
             if not text.endswith(REPLACEMENT):
                 return whole if whole.startswith(text) else text + REPLACEMENT
         return whole
 
     def _encodings(self, texts: Sequence[str], add_special_tokens: bool) -> Iterator[Encoding]:
-        for first in range(0, len(texts), AT_ONCE):
-            chunk = list(texts[first : first + AT_ONCE])
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            chunk = list(texts[first : first + TEXTS_AT_ONCE])
             try:
                 encodings = self._view.encode_batch(chunk, add_special_tokens=add_special_tokens)
             except TypeError:  # whose message tells neither which text nor why
@@ -178,7 +180,7 @@ class TextTokenizer:
                 raise
             for text, encoding in zip(chunk, encodings, strict=True):
                 leaks = self.split_special_tokens and self._control_tokens(encoding)
-                yield self._apart(text, add_special_tokens) if leaks else encoding
+                yield self._encode_in_pieces(text, add_special_tokens) if leaks else encoding
 
     def _control_tokens(self, encoding: Encoding) -> list[int]:
         """Where in a text control tokens begin that were read from the text itself.
@@ -194,7 +196,7 @@ class TextTokenizer:
             if token_id in self._control_ids and not added and end - begin > 1
         ]
 
-    def _apart(self, text: str, add_special_tokens: bool) -> Encoding:
+    def _encode_in_pieces(self, text: str, add_special_tokens: bool) -> Encoding:
         """Tokenize a text in pieces, with a border after the first character of each control token."""
         pieces, later = [text], self.continued._view
         while True:

@@ -40,7 +40,7 @@ def packaged(tmp_path, monkeypatch) -> str:
     Of its dequantized model nothing is kept in the user's cache.
     """
     pytest.importorskip("gguf")
-    monkeypatch.setattr(gguf_cache, "LARGEST", -1)
+    monkeypatch.setattr(gguf_cache, "MAX_FILE_BYTES", -1)
     from modeling_magnet.cli.gguf_file import write
 
     package = tmp_path / "installed" / "tiny_llama"

@@ -143,7 +143,11 @@ def check_command(command: str) -> None:
         assert model.model and (data.text or data.pairs)
     else:
         assert words[:2] == ["python", "-m"]
-        sharing = ["evaluation.run", "evaluation.models", "modeling_magnet.training.vectors"]
+        sharing = [
+            "evaluation.run",
+            "evaluation.models",
+            "modeling_magnet.training.teacher_vectors",
+        ]
         names = [words[2], *sharing]  # whose flags others pass on
         modules = [ROOT / (name.replace(".", "/") + ".py") for name in names]
         text = "".join(module.read_text(encoding="utf-8") for module in modules)

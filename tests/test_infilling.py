@@ -17,7 +17,7 @@ from transformers import (
 
 from modeling_magnet.compat import CACHE_NAMES
 from modeling_magnet.layout import Layout, read_contexts
-from modeling_magnet.lengths import READ_BEFORE, SEAM_LENGTH, SLACK
+from modeling_magnet.lengths import GAP_FACTOR, SEAM_LENGTH, TOKENS_READ_BEFORE
 from modeling_magnet.masking import sliding_window
 
 NEVER = 10**6  # the id of no token
@@ -318,7 +318,7 @@ def filled(model, **arguments):
 
 def test_without_a_length_the_gap_is_one_of_a_sentence_and_some_more(endless):
     tokens = 1 + sum(len(ids_of(endless, part)) for part in SENTENCES_AROUND)
-    length = math.ceil(SLACK * tokens / 4)  # two whole sentences and two halves
+    length = math.ceil(GAP_FACTOR * tokens / 4)  # two whole sentences and two halves
     given = spans_of(endless, SENTENCES_AROUND, span_length=length).sequences[0].tolist()
     assert len(given) == length and filled(endless) == given
     assert filled(endless, max_new_tokens=5) == filled(endless, span_length=5)
@@ -333,7 +333,7 @@ def test_what_fills_a_guessed_gap_is_cut_where_the_suffix_reads_on_best(any_endl
     """The cut is that of a search in which each is read anew."""
     prefix = SENTENCES_AROUND[0]
     after = ids_of(any_endless, suffix)[:SEAM_LENGTH]
-    before = [0, *ids_of(any_endless, prefix)[-READ_BEFORE:]]
+    before = [0, *ids_of(any_endless, prefix)[-TOKENS_READ_BEFORE:]]
     output = spans_of(any_endless, (prefix, suffix))
     span = output.sequences[0].tolist()
     scores = {}

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from modeling_magnet.locking import LOCK, alone_in
+from modeling_magnet.locking import LOCK, folder_lock
 
 ROOT = Path(__file__).parents[1]
 
 HOLD = """
 import sys
 from pathlib import Path
-from modeling_magnet.locking import alone_in
-with alone_in(Path(sys.argv[1])):
+from modeling_magnet.locking import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.readline()
 """
@@ -37,12 +37,12 @@ def holder(tmp_path):
 
 
 def enter(folder) -> None:
-    with alone_in(folder):
+    with folder_lock(folder):
         assert (folder / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_second_process_is_told_who_is_in_there(tmp_path, holder):
-    with pytest.raises(BlockingIOError) as error, alone_in(tmp_path):
+    with pytest.raises(BlockingIOError) as error, folder_lock(tmp_path):
         raise AssertionError("it came in")
     in_use = f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()}: wait"
     assert str(error.value).startswith(in_use)
@@ -61,7 +61,7 @@ def test_a_killed_process_holds_nothing(tmp_path, holder):
 
 
 def test_an_error_gives_the_folder_back(tmp_path):
-    with pytest.raises(ZeroDivisionError), alone_in(tmp_path):
+    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path):
         1 / 0  # noqa: B018
     enter(tmp_path)
 

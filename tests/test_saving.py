@@ -22,7 +22,7 @@ from tokenizers import normalizers
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
-from modeling_magnet.aside import CLOSED
+from modeling_magnet.atomic import CLOSED
 
 IDS = torch.tensor([[5, 90, 7, 200, 11, 64]])
 OTHERS = {

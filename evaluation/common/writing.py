@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 
 def output_file(name: str) -> Path:
@@ -24,8 +24,8 @@ def output_file(name: str) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, and its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

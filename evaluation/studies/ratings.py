@@ -31,7 +31,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from evaluation.common.figures import Figure, table
 from evaluation.common.writing import markdown
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 QUESTIONS = {"a_fits": ("yes", "no"), "b_fits": ("yes", "no"), "better": ("A", "B", "same")}
 COLUMNS = ("id", "left", "right", "infilling_a", "infilling_b", *QUESTIONS)
@@ -144,7 +144,7 @@ def write_sheet(rows: Sequence[dict[str, str]], key: Key, sheet: Path, key_path:
     writer.writeheader()
     writer.writerows(rows)
     hidden = json.dumps(key, indent=1, ensure_ascii=False) + "\n"
-    with written_aside(sheet) as first, written_aside(key_path) as second:
+    with atomic_write(sheet) as first, atomic_write(key_path) as second:
         first.write_bytes(text.getvalue().encode("utf-8-sig"))
         second.write_bytes(hidden.encode())
 

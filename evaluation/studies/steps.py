@@ -17,7 +17,7 @@ from evaluation import run
 from evaluation.common.figures import Figure, table
 from evaluation.common.writing import write_text
 from evaluation.report import draw_lines, figures_of
-from modeling_magnet.training.export import write_adapter
+from modeling_magnet.training.run_folders import write_adapter
 
 Curves = dict[str, dict[str, list[tuple[float, Figure]]]]
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
-from ..aside import written_aside
+from ..atomic import atomic_write
 from ..checks import whole_number
 from . import gguf_file, onnx_graph
 from .checking import ENCODERS, EXPORTED_FILES, check_export
@@ -56,11 +56,11 @@ def export(
     if num_layers is not None:
         keep_layers(model, num_layers)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if to == "magnet":  # writes aside by itself, with a card that names the folder
+    if to == "magnet":  # writes atomically by itself, with a card that names the folder
         return EXPORTS[to](model, out)
     write = partial(EXPORTS[to], **({"truncate_dim": truncate_dim} if truncate_dim else {}))
-    with written_aside(out) as aside:
-        write(model, aside)
+    with atomic_write(out) as temporary:
+        write(model, temporary)
 
 
 def merge_adapter(model: Any) -> None:

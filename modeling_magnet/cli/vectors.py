@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..locking import alone_in
+from ..locking import folder_lock
 from .loading import fingerprint
 from .options import OF_TEXTS, Encoding
 from .reading import Row, batches, count_rows, identify, read_texts
@@ -159,7 +159,7 @@ def encode_to_shards(
             a full disk and at Ctrl-C.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with alone_in(path):
+    with folder_lock(path):
         return _encode_to_shards(encoder, inputs, path, format, shard_size)
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..aside import written_aside
+from ..atomic import atomic_write
 from ..version import __version__
 from .extras import require
 from .reading import Row
@@ -118,7 +118,7 @@ def json_line(content: dict[str, Any]) -> bytes:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its place when all of it is written; until then, an older one stays."""
-    with written_aside(path) as aside, open(aside, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         yield file
 
 
@@ -172,8 +172,8 @@ class Skipped:
     def put(self, path: Path) -> None:
         """Copy the list into place; where nothing was skipped, an older one goes."""
         if self.count and self.path is not None:
-            with written_aside(path) as aside:
-                shutil.copyfile(self.path, aside)
+            with atomic_write(path) as temporary:
+                shutil.copyfile(self.path, temporary)
         else:
             path.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from ..cli.texts import continuations, decoder_after
 from ..decoding import Blank, Span
-from ..infilling import LONGEST
+from ..infilling import DEFAULT_MAX_NEW_TOKENS
 from .requests import CompletionRequest, EmbeddingRequest
 from .rows import Row, Rows
 
@@ -207,7 +207,7 @@ class Continuation(Writing):
 class Infill(Writing):
     """Fill the gap between texts and a suffix."""
 
-    usual = LONGEST
+    usual = DEFAULT_MAX_NEW_TOKENS
 
     def __init__(self, request: CompletionRequest):
         super().__init__(request)
@@ -218,7 +218,7 @@ class Infill(Writing):
         n, length = self.request.n, self.request.span_length
         self.pairs = [[text, self.request.suffix] for text in self.texts for _ in range(n)]
         self.blanks = model._blanks(self.pairs, [[length]] * self.size, self.most)
-        self.tokens = sum(blank.layout.context for blank in self.blanks[::n])
+        self.tokens = sum(blank.layout.context_length for blank in self.blanks[::n])
         self.rows = [
             self._row(model, i, _decoder(model, blank), min(self.most, blank.gap), blank.is_guess)
             for i, blank in enumerate(self.blanks)

@@ -1,4 +1,4 @@
-"""Adapting and fine-tuning a model: arguments -> data -> collator -> objectives -> trainer."""
+"""Adapts and fine-tunes models: arguments -> data -> collator -> objectives -> trainer."""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -246,7 +246,7 @@ class DataArguments(ExampleArguments):
         default_factory=list,
         metadata={
             "help": "Columns of `pairs` with a teacher's vectors, one for each of pair_columns, as "
-            "`modeling_magnet.training.vectors` writes them: what the objective distil works on."
+            "`modeling_magnet.training.teacher_vectors` writes them: what the objective distil works on."
         },
     )
     group_column: str | None = field(
@@ -314,7 +314,7 @@ model; on scored pairs CoSENT; on texts with a class the supervised contrastive 
 positives; and distillation from a teacher's vectors. The contrastive loss is self-supervised (SSCL) on pairs that were
 made, and supervised on pairs that are labelled."""
 
-OF_PAIRS = ("sscl", "cosent", "supcon", "distil")
+PAIR_OBJECTIVES = ("sscl", "cosent", "supcon", "distil")
 """Those that work on sentence vectors."""
 
 
@@ -428,7 +428,11 @@ class MagnetTrainingArguments(TrainingArguments):
             )
         if self.guide_margin is not None and not 0 <= self.guide_margin < math.inf:
             raise ValueError(f"guide_margin is {self.guide_margin}: give 0 or more")
-        if self.guide_margin is not None and self.objective_schedule and not self.ever("sscl"):
+        if (
+            self.guide_margin is not None
+            and self.objective_schedule
+            and not self.has_weight("sscl")
+        ):
             raise ValueError(
                 f"guide_margin is {self.guide_margin}, and sscl, whose negatives it leaves out, has no weight"
             )
@@ -438,17 +442,17 @@ class MagnetTrainingArguments(TrainingArguments):
                 raise TypeError(f"{name} is {given!r}: give a list of whole numbers")
             setattr(self, name, [whole_number(f"a number of {name}", number) for number in given])
         sizes = self.matryoshka_dims or self.matryoshka_layers
-        if sizes and self.objective_schedule and not self.ever(*OF_PAIRS):
+        if sizes and self.objective_schedule and not self.has_weight(*PAIR_OBJECTIVES):
             raise ValueError(
                 "matryoshka_dims or matryoshka_layers is set, and no objective on sentence vectors has a "
-                f"weight: give one of {', '.join(OF_PAIRS)} one"
+                f"weight: give one of {', '.join(PAIR_OBJECTIVES)} one"
             )
-        for name, wanted, why in FIXED:
+        for name, wanted, why in FIXED_SETTINGS:
             if getattr(self, name) != wanted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be {wanted!r}: {why}")
         if self.ddp_find_unused_parameters is None:  # the projection head rests without pairs
             self.ddp_find_unused_parameters = not all(
-                any(phase.get(name, 0) > 0 for name in OF_PAIRS)
+                any(phase.get(name, 0) > 0 for name in PAIR_OBJECTIVES)
                 for phase in self.objective_schedule
             )
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
@@ -478,7 +482,7 @@ class MagnetTrainingArguments(TrainingArguments):
             step -= phase["steps"]
         return {name: float(phase.get(name, 0.0)) for name in OBJECTIVES}
 
-    def ever(self, *objectives: str) -> bool:
+    def has_weight(self, *objectives: str) -> bool:
         """Whether one of these objectives has a weight in any phase."""
         return any(
             phase.get(name, 0) > 0 for phase in self.objective_schedule for name in objectives
@@ -495,7 +499,7 @@ def _scaled(schedule: list[dict[str, Any]], factor: float) -> list[dict[str, Any
 Arguments = tuple[ModelArguments, DataArguments, MagnetTrainingArguments]
 """All that a run is told."""
 
-FIXED = (
+FIXED_SETTINGS = (
     ("remove_unused_columns", False, "the collator makes all inputs"),
     ("label_smoothing_factor", 0.0, "it has no meaning for MAGNET's losses"),
     ("logging_nan_inf_filter", False, "a loss that is no number stops the run"),

@@ -183,7 +183,7 @@ def prepare_base(
 
 
 @contextlib.contextmanager
-def whole_weights(args: TrainingArguments) -> Iterator[None]:
+def unsharded_weights(args: TrainingArguments) -> Iterator[None]:
     """Load weights whole in one process.
 
     Under DeepSpeed's ZeRO-3 transformers shards whatever it loads, and waits for all processes.
@@ -200,7 +200,7 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
         deepspeed.set_hf_deepspeed_config(own or plugin.dschf)
 
 
-def for_objectives(folder: str | Path, arguments: ModelArguments) -> PeftModel | ObjectivesMixin:
+def load_for_training(folder: str | Path, arguments: ModelArguments) -> PeftModel | ObjectivesMixin:
     """Load a base in the class that trains, with a fresh LoRA adapter unless `lora_r` is 0.
 
     Args:

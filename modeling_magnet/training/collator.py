@@ -35,7 +35,7 @@ class MagnetCollator:
         vocab_size: random tokens are drawn below it.
         arguments: span lengths, shares and limits.
         seed: of all that is drawn.
-        items_a_step: items in an optimizer step, over all processes and accumulated batches.
+        items_per_step: items in an optimizer step, over all processes and accumulated batches.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class MagnetCollator:
     vocab_size: int
     arguments: ExampleArguments
     seed: int
-    items_a_step: int
+    items_per_step: int
 
     def __call__(self, items: list[Item]) -> dict[str, torch.Tensor]:
         """Collate.
@@ -103,7 +103,7 @@ class MagnetCollator:
         """Into how many parts the blocks of an item's step are cut; held-out blocks stay whole."""
         if first.held_out:
             return 1
-        step = first.index // self.items_a_step
+        step = first.index // self.items_per_step
         generator = np.random.default_rng((self.seed, 6, step))
         return int(generator.choice(self.arguments.cut_blocks))
 
@@ -189,18 +189,18 @@ class MagnetCollator:
         """
         generator = np.random.default_rng((self.seed, 5, number))
         length, lasts = len(tokens), np.flatnonzero(np.diff(span_ids, append=0) < 0)
-        behind = lasts + 1  # where the end tokens go
+        end_places = lasts + 1  # where the end tokens go
         span_ids_of_ends = span_ids[lasts]
         sizes = np.array([(span_ids == k).sum() + 1 for k in span_ids_of_ends], dtype=np.int64)
         longest = self.arguments.max_gap_length // parts
         gaps = generator.integers(sizes, np.maximum(sizes, longest) + 1)
         position_ids = np.arange(length + len(lasts))
-        for n, (place, slack) in enumerate(zip(behind, gaps - sizes, strict=True), start=1):
+        for n, (place, slack) in enumerate(zip(end_places, gaps - sizes, strict=True), start=1):
             position_ids[place + n :] += slack
-        tokens = np.insert(tokens, behind, self.settings.end_token_id)[:length]
-        span_ids = np.insert(span_ids, behind, span_ids_of_ends)[:length]
+        tokens = np.insert(tokens, end_places, self.settings.end_token_id)[:length]
+        span_ids = np.insert(span_ids, end_places, span_ids_of_ends)[:length]
         if documents is not None:
-            documents = np.insert(documents, behind, documents[lasts])[:length]
+            documents = np.insert(documents, end_places, documents[lasts])[:length]
         return tokens, span_ids, documents, position_ids[:length]
 
     @staticmethod
@@ -238,7 +238,7 @@ class MagnetCollator:
 
     def _tokenize_pairs(self, items: list[Item]) -> dict[str, torch.Tensor]:
         first = items[0]
-        prompt = self._draw_prompt(None if first.held_out else first.index // self.items_a_step)
+        prompt = self._draw_prompt(None if first.held_out else first.index // self.items_per_step)
         views = list(range(len(first.pairs[0])))
         if views == [0] and first.vectors is None and first.classes is None:
             views = [0, 0]  # dropout alone makes the positive

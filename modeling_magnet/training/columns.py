@@ -13,7 +13,7 @@ from .tables import PAIR, VECTORS, Pairs, check_score, check_vectors
 LABELS = ("label", "labels", "score", "scores")
 """What sentence-transformers takes for a label."""
 
-FITS = (
+EXPECTED_COLUMNS = (
     "give `text` (for MNTP, MSG and NTP); or texts alone, the first a query, the second its positive, "
     "all others hard negatives, such as anchor, positive, negative_1 (contrastive); or two texts and a "
     "score from 0 to 1, such as sentence1, sentence2, score (CoSENT); or a text and its class, a whole number or a string, such as text, label (supervised "
@@ -23,10 +23,10 @@ FITS = (
 )
 
 
-WHOLE = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 """Types of numbers that a class may be."""
 
-NEEDS = {
+OBJECTIVES_OF_KIND = {
     "text": ("mntp", "msg", "ntp", "divergence"),
     "pairs": ("sscl",),
     "scored": ("cosent",),
@@ -36,7 +36,7 @@ NEEDS = {
 """The objectives by what they work on."""
 
 
-class Part(NamedTuple):
+class DatasetUse(NamedTuple):
     """A dataset and what it is for.
 
     Attributes:
@@ -57,10 +57,12 @@ class Part(NamedTuple):
     @property
     def objectives(self) -> tuple[str, ...]:
         """What can be trained on it."""
-        return NEEDS[self.kind] + (("distil",) if self.vectors and self.kind != "taught" else ())
+        return OBJECTIVES_OF_KIND[self.kind] + (
+            ("distil",) if self.vectors and self.kind != "taught" else ()
+        )
 
 
-def recognize(given: Any, name: str) -> dict[str, Part]:
+def recognize(given: Any, name: str) -> dict[str, DatasetUse]:
     """Tell what each dataset is for.
 
     Args:
@@ -68,27 +70,27 @@ def recognize(given: Any, name: str) -> dict[str, Part]:
         name: of the argument, for messages.
 
     Returns:
-        The parts by `text` and `pairs`; there is one or both.
+        The uses by `text` and `pairs`; there is one or both.
 
     Raises:
         TypeError: something is no `Dataset`.
         ValueError: columns fit no objective, or two datasets are for the same one.
     """
-    parts: dict[str, Part] = {}
+    uses: dict[str, DatasetUse] = {}
     many = isinstance(given, Mapping)
     for key, dataset in given.items() if many else [(None, given)]:
         where = f"{name}[{key!r}]" if many else name
-        part = _part(dataset, where)
-        role = "text" if part.kind == "text" else "pairs"
-        if role in parts:
+        use = _use_of(dataset, where)
+        role = "text" if use.kind == "text" else "pairs"
+        if role in uses:
             raise ValueError(f"{name} has two datasets of {role}: join them, or train twice")
-        parts[role] = part
-    if not parts:
-        raise ValueError(f"{name} holds no dataset: {FITS}")
-    return parts
+        uses[role] = use
+    if not uses:
+        raise ValueError(f"{name} holds no dataset: {EXPECTED_COLUMNS}")
+    return uses
 
 
-def _part(dataset: Any, where: str) -> Part:
+def _use_of(dataset: Any, where: str) -> DatasetUse:
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(f"{where} is {type(dataset).__name__}: give a datasets.Dataset")
     columns = dataset.column_names
@@ -98,7 +100,7 @@ def _part(dataset: Any, where: str) -> Part:
     vectors = tuple(name for name in columns if _is_vector(name, kinds[name]))
     labels = tuple(name for name in columns if name in LABELS and name not in vectors)
     if "text" in texts and not labels and not vectors:
-        return Part("text", dataset, ("text",))
+        return DatasetUse("text", dataset, ("text",))
     nothing_else = len(texts) + len(vectors) == len(columns) and not any(map(_is_id, texts))
     if not labels and {"anchor", "positive"} <= set(texts):  # by name, whatever else there is
         nothing_else = True
@@ -109,15 +111,19 @@ def _part(dataset: Any, where: str) -> Part:
         vectors = named
     if len(vectors) in (0, len(texts)):
         if len(labels) == 1 and len(texts) == 2 and re.match("float|u?int", kinds[labels[0]]):
-            return Part("scored", dataset, texts, labels[0], vectors)
-        if len(labels) == len(texts) == 1 and kinds[labels[0]] in (*strings, "ClassLabel", *WHOLE):
-            return Part("classes", dataset, texts, labels[0], vectors)
+            return DatasetUse("scored", dataset, texts, labels[0], vectors)
+        if len(labels) == len(texts) == 1 and kinds[labels[0]] in (
+            *strings,
+            "ClassLabel",
+            *INTEGERS,
+        ):
+            return DatasetUse("classes", dataset, texts, labels[0], vectors)
         if not labels and len(texts) >= 2 and nothing_else:
-            return Part("pairs", dataset, texts, None, vectors)
+            return DatasetUse("pairs", dataset, texts, None, vectors)
         if not labels and len(texts) == 1 and vectors:
-            return Part("taught", dataset, texts, None, vectors)
+            return DatasetUse("taught", dataset, texts, None, vectors)
     shown = ", ".join(f"{name} ({kinds[name]})" for name in columns) or "none"
-    raise ValueError(f"{where} has the columns {shown}, which fit no objective: {FITS}")
+    raise ValueError(f"{where} has the columns {shown}, which fit no objective: {EXPECTED_COLUMNS}")
 
 
 def _kind(feature: Any) -> str:
@@ -138,24 +144,24 @@ def _is_id(column: str) -> bool:
     return column == "id" or column.endswith(("_id", "_ids", "_idx"))
 
 
-def text_rows(part: Part, counts: Counter) -> Iterator[Row]:
+def text_rows(use: DatasetUse, counts: Counter) -> Iterator[Row]:
     """The rows of a dataset of text; those without are left out, and counted."""
-    rows = enumerate(part.dataset.with_format(None).select_columns(["text"]))
+    rows = enumerate(use.dataset.with_format(None).select_columns(["text"]))
     return usable_rows(((f"row {i}", row) for i, row in rows), ("text",), False, counts)
 
 
-def pairs_of(part: Part, name: str) -> Pairs:
+def pairs_of(use: DatasetUse, name: str) -> Pairs:
     """The pairs of a dataset, each row checked.
 
     Raises:
         ValueError: a text is missing or blank, a negative is its positive or its query, or a score is
             not from 0 to 1, a class or a vector cannot be used.
     """
-    texts = part.texts
-    labels = () if part.label is None else (part.label,)
+    texts = use.texts
+    labels = () if use.label is None else (use.label,)
     size = None
     classes: dict[Any, int] = {}
-    table = part.dataset.with_format(None).select_columns([*texts, *labels, *part.vectors])
+    table = use.dataset.with_format(None).select_columns([*texts, *labels, *use.vectors])
     for i, row in enumerate(table):
         where = f"row {i} of {name}"
         fault = text_fault(row, texts)
@@ -168,21 +174,21 @@ def pairs_of(part: Part, name: str) -> Pairs:
                         f"{where}: {negative} is the same as {other} ({row[other]!r:.80}): leave such "
                         "rows out (dataset.filter), or give another negative"
                     )
-        if part.kind == "scored":
-            check_score(row[part.label], where)
-        if part.kind == "classes":
-            if row[part.label] is None:
+        if use.kind == "scored":
+            check_score(row[use.label], where)
+        if use.kind == "classes":
+            if row[use.label] is None:
                 raise ValueError(
-                    f"{where} has no {part.label}: leave such rows out (dataset.filter)"
+                    f"{where} has no {use.label}: leave such rows out (dataset.filter)"
                 )
-            classes.setdefault(row[part.label], len(classes))
-        if part.vectors:
-            _, size = check_vectors([row[name] for name in part.vectors], size, where)
-    given = (*texts, *part.vectors)
-    names = dict(zip(given, (*PAIR[: len(texts)], *VECTORS[: len(part.vectors)]), strict=True))
-    if part.kind == "classes":
-        numbers = [classes[value] for value in table[part.label]]
-        table = table.remove_columns(part.label).add_column("class", numbers)
-    elif part.label is not None:
-        names[part.label] = "score"
+            classes.setdefault(row[use.label], len(classes))
+        if use.vectors:
+            _, size = check_vectors([row[name] for name in use.vectors], size, where)
+    given = (*texts, *use.vectors)
+    names = dict(zip(given, (*PAIR[: len(texts)], *VECTORS[: len(use.vectors)]), strict=True))
+    if use.kind == "classes":
+        numbers = [classes[value] for value in table[use.label]]
+        table = table.remove_columns(use.label).add_column("class", numbers)
+    elif use.label is not None:
+        names[use.label] = "score"
     return Pairs(table.rename_columns(names), Counter())

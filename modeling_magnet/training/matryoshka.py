@@ -18,7 +18,7 @@ Losses = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 """From vectors (views, pairs, hidden) to losses by name."""
 
 
-def draw(args: MagnetTrainingArguments, step: int) -> tuple[int | None, int | None]:
+def draw_sizes(args: MagnetTrainingArguments, step: int) -> tuple[int | None, int | None]:
     """The number of layers and the width of an optimizer step: the same in each process.
 
     Returns:

@@ -23,10 +23,10 @@ import pyarrow.parquet
 import torch
 from tqdm import tqdm
 
-from modeling_magnet.aside import written_aside
-from modeling_magnet.locking import alone_in
+from modeling_magnet.atomic import atomic_write
+from modeling_magnet.locking import folder_lock
 
-from .vectors import MADE_OF, add_options, claim, write_vectors
+from .teacher_vectors import MADE_OF, add_options, claim, write_vectors
 
 OF_VECTORS = (
     "model", "input", "input_config", "input_split", "columns", "limit", "prompt", "batch_size",
@@ -110,22 +110,22 @@ def mine(arguments: Namespace) -> tuple[int, int]:
         raise FileExistsError(f"{output} exists: delete it, or give another output")
     encoder = _cross_encoder(arguments)  # says what is not installed before hours of vectors
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with folder_lock(folder):
         free = ("input", "output", "batch_size")
         if not any(folder.glob("*.parquet")):  # none is mined: other settings may be
             (folder / MADE_OF).unlink(missing_ok=True)
         claim(folder, {name: value for name, value in vars(arguments).items() if name not in free})
         own = {name: value for name, value in vars(arguments).items() if name in OF_VECTORS}
         files = write_vectors(Namespace(**own, output=str(folder / "vectors"), keep=[]))
-        known = _Known(files, arguments.columns)
+        known = _StoredVectors(files, arguments.columns)
         shards = list(_shards(known.pairs, arguments.shard_size))
         paths = [folder / f"{number:05d}.parquet" for number in range(len(shards))]
         for number, (pairs, path) in enumerate(zip(tqdm(shards, "Mining"), paths, strict=True)):
             if not path.exists():
                 random.seed(arguments.seed * 1_000_003 + number)
                 table = _mine_shard(pairs, known, encoder, arguments)
-                with written_aside(path) as aside:
-                    pyarrow.parquet.write_table(table, aside)
+                with atomic_write(path) as temporary:
+                    pyarrow.parquet.write_table(table, temporary)
         found = pa.concat_tables([pyarrow.parquet.read_table(path) for path in paths])
         if not len(found):
             for path in paths:  # the vectors stay, for the next try
@@ -134,13 +134,13 @@ def mine(arguments: Namespace) -> tuple[int, int]:
                 f"not one of {len(known.pairs)} pairs has {arguments.num_negatives} negatives: lower "
                 "num_negatives or the margins, or raise range_max"
             )
-        with written_aside(output) as aside:
-            WRITERS[output.suffix](found, aside)
+        with atomic_write(output) as temporary:
+            WRITERS[output.suffix](found, temporary)
     shutil.rmtree(folder)
     return len(known.pairs), len(found)
 
 
-class _Known:
+class _StoredVectors:
     """Stands for a SentenceTransformer: its vectors are read from files."""
 
     device = torch.device("cpu")

@@ -26,7 +26,7 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 HEAD_CHUNK = 512
 """Labelled tokens that are in the output head at a time."""
 
-LENGTH_GROUPS, GROUP_LEAST = 4, 24
+LENGTH_GROUPS, MIN_GROUP_SIZE = 4, 24
 """Forward passes over the sentences of a batch at most, and sentences in each at least.
 
 Sorted by length, so that few positions are padding; smaller passes cost more than padding does.
@@ -256,7 +256,7 @@ class ObjectivesMixin(MagnetMixin):
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
-    # A checkpoint of a run is transformers' own; `modeling_magnet.training.export` writes the Magnet folder.
+    # A checkpoint of a run is transformers' own; `modeling_magnet.training.run_folders` writes the Magnet folder.
     save_pretrained = PreTrainedModel.save_pretrained  # type: ignore[assignment]
 
     def _init_weights(self, module):
@@ -334,7 +334,7 @@ class ObjectivesMixin(MagnetMixin):
             order = mask.sum(dim=1).argsort(stable=True)
             found = _in_chunks(
                 partial(self._vectors, early_layers=early_layers),
-                pair_chunk or max(math.ceil(len(ids) / LENGTH_GROUPS), GROUP_LEAST),
+                pair_chunk or max(math.ceil(len(ids) / LENGTH_GROUPS), MIN_GROUP_SIZE),
                 ids[order],
                 mask[order],
                 recompute=pair_chunk > 0,

@@ -24,8 +24,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from modeling_magnet.aside import written_aside
-from modeling_magnet.locking import alone_in
+from modeling_magnet.atomic import atomic_write
+from modeling_magnet.locking import folder_lock
 
 from .sources import read_rows
 
@@ -129,7 +129,7 @@ def make_pairs(arguments: Namespace) -> tuple[list[dict[str, Any]], Counter]:
     models: list[Seq2Seq] = []
     pairs = []
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder), tqdm(total=len(sentences), initial=done, unit="sentence") as bar:
+    with folder_lock(folder), tqdm(total=len(sentences), initial=done, unit="sentence") as bar:
         for number, (shard, path) in enumerate(zip(shards, paths, strict=True)):
             digest = hashlib.sha256(json.dumps(shard, default=str).encode()).hexdigest()
             made_of = options | {"sentences": digest}
@@ -313,8 +313,8 @@ def is_closed(text: str) -> bool:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     try:
-        with written_aside(path) as aside:
-            aside.write_text(text, encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         advice = "finished shards are kept, so make room and run the same command again"
         raise OSError(error.errno, f"{error.strerror}: {path} ({advice})") from error

@@ -16,7 +16,7 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 from .card import write_card
 
@@ -54,15 +54,15 @@ def release(run: Path, base: str, output: Path, **card: Any) -> None:
     class_name = model_config["auto_map"]["AutoModel"].rpartition(".")[2]
     model_config["auto_map"] = dict.fromkeys(model_config["auto_map"], f"{CODE}.{class_name}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(output, stale=["*"]) as aside:
-        aside.mkdir()
-        save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (aside / "config.json").write_text(
+    with atomic_write(output, stale=["*"]) as temporary:
+        temporary.mkdir()
+        save_file(weights, temporary / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / "config.json").write_text(
             json.dumps(model_config, indent=2) + "\n", encoding="utf-8"
         )
-        (aside / f"{CODE}.py").write_text(STUB.format(class_name=class_name), encoding="utf-8")
-        write_card(aside, run, adapter=True, base=base, **card)
+        (temporary / f"{CODE}.py").write_text(STUB.format(class_name=class_name), encoding="utf-8")
+        write_card(temporary, run, adapter=True, base=base, **card)
 
 
 def main(command_line: list[str] | None = None) -> None:

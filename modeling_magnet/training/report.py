@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 from .arguments import OBJECTIVES, Arguments
 from .trainer import MagnetTrainer
@@ -56,11 +56,11 @@ def write_report(log_history: list[dict], folder: str | Path, details: dict) -> 
     ]
     table = "\n".join(lines)
     told = "\n".join(f"- {name}: {value}" for name, value in details.items())
-    with written_aside(folder / "results.md") as aside:
-        aside.write_text(f"{table}\n\n{told}\n", encoding="utf-8")
+    with atomic_write(folder / "results.md") as temporary:
+        temporary.write_text(f"{table}\n\n{told}\n", encoding="utf-8")
     content = {"details": details, "curves": curves}
-    with written_aside(folder / "results.json") as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if curves:
         draw_curves(curves, folder / "curves.png")
     return table
@@ -131,7 +131,7 @@ def details_of(arguments: Arguments, trainer: MagnetTrainer) -> dict:
         "text": ", ".join(Path(name).name for name in data.text),
         "pairs": ", ".join(Path(name).name for name in data.pairs),
         "steps": trainer.state.global_step,
-        "a step": f"{trainer.data_collator.items_a_step} blocks of {data.block_length} tokens, "
+        "a step": f"{trainer.data_collator.items_per_step} blocks of {data.block_length} tokens, "
         f"{data.pairs_per_block} pairs with each",
         "seed": args.seed,
         "evaluated on": f"{data.validation_blocks} blocks, {data.validation_pair_count} pairs"

@@ -10,14 +10,14 @@ from typing import Any
 
 from safetensors import safe_open
 
-from modeling_magnet.aside import written_aside
-from modeling_magnet.locking import alone_in
+from modeling_magnet.atomic import atomic_write
+from modeling_magnet.locking import folder_lock
 
 from .arguments import Arguments
 
 logger = logging.getLogger(__name__)
 
-FREE = (
+FREE_TO_CHANGE = (
     "output_dir", "token_cache", "logging_dir", "report_to", "run_name", "disable_tqdm", "push_to_hub",
     "hub_model_id", "hub_token", "hub_private_repo", "save_total_limit", "save_steps",
     "dataloader_num_workers", "local_rank", "logging_steps", "log_level", "hub_strategy",
@@ -25,12 +25,12 @@ FREE = (
 """Settings that a resumed run may have otherwise than it began: they change no result."""
 
 
-def one_run_in(output: Path, arguments: Arguments) -> contextlib.AbstractContextManager[None]:
+def run_lock(output: Path, arguments: Arguments) -> contextlib.AbstractContextManager[None]:
     """Keep other runs out of a run's folder, which all processes of this one share."""
     if arguments[2].process_index:
         return contextlib.nullcontext()
     output.mkdir(parents=True, exist_ok=True)
-    return alone_in(output)
+    return folder_lock(output)
 
 
 def claim(output: Path, arguments: Arguments) -> None:
@@ -38,16 +38,16 @@ def claim(output: Path, arguments: Arguments) -> None:
     model, data, args = arguments
     mine = {"processes": args.world_size}
     for part in (dataclasses.asdict(model), dataclasses.asdict(data), args.to_dict()):
-        mine |= {k: v for k, v in part.items() if k not in FREE}
+        mine |= {k: v for k, v in part.items() if k not in FREE_TO_CHANGE}
     mine = json.loads(json.dumps(mine, default=str, sort_keys=True))
-    if changed := noted(output / "run.json", mine, "output_dir"):
+    if changed := record_settings(output / "run.json", mine, "output_dir"):
         raise ValueError(
             f"{output} holds a run with other settings ({'; '.join(changed)}): give another "
             "output_dir, or delete that one"
         )
 
 
-def noted(path: Path, settings: dict[str, Any], folder_setting: str) -> list[str]:
+def record_settings(path: Path, settings: dict[str, Any], folder_setting: str) -> list[str]:
     """Note settings in a file, or tell how they differ from those that it holds.
 
     Args:
@@ -62,8 +62,8 @@ def noted(path: Path, settings: dict[str, Any], folder_setting: str) -> list[str
         ValueError: the file is damaged.
     """
     if not path.exists():
-        with written_aside(path) as aside:
-            aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         return []
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 from .paraphrase import split
 from .sources import Row, read_rows
 
 
-def draw(
+def draw_sentences(
     rows: Iterable[Row], column: str, group: str, words: tuple[int, int], count: int, seed: int = 0
 ) -> list[Row]:
     """As many sentences of each document that has them, in the order of the documents.
@@ -31,7 +31,7 @@ def draw(
 
     Example:
         >>> rows = [{"text": "A cat sleeps. A dog runs. It rains.", "title": "Pets"}]
-        >>> draw(rows, "text", "title", words=(2, 9), count=2)
+        >>> draw_sentences(rows, "text", "title", words=(2, 9), count=2)
         [{'sentence': 'A dog runs.', 'title': 'Pets'}, {'sentence': 'It rains.', 'title': 'Pets'}]
     """
     documents: dict[str, list[str]] = {}
@@ -69,13 +69,13 @@ def main(command_line: list[str] | None = None) -> None:
         )
     columns, words = (options.column, options.group_column), (options.min_words, options.max_words)
     rows = read_rows(options.input, columns, counts=Counter())
-    found = draw(rows, *columns, words, options.count, options.seed)[: options.limit]
+    found = draw_sentences(rows, *columns, words, options.count, options.seed)[: options.limit]
     if not found:
         raise SystemExit(
             f"no document has {options.count} sentences of {words[0]} to {words[1]} words"
         )
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(options.output) as aside, aside.open("w", encoding="utf-8") as file:
+    with atomic_write(options.output) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in found:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(f"wrote {len(found):,} sentences to {options.output}")

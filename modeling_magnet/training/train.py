@@ -23,10 +23,10 @@ from modeling_magnet import MagnetMixin
 
 from .arguments import Arguments, DataArguments, MagnetTrainingArguments, ModelArguments
 from .card import write_card
-from .export import export, push
+from .from_arguments import check_arguments, make_trainer
 from .report import details_of, write_report
-from .resume import claim, last_complete_checkpoint, one_run_in
-from .setup import check_arguments, make_trainer
+from .resume import claim, last_complete_checkpoint, run_lock
+from .run_folders import push, save_run
 
 
 def parse(command_line: list[str]) -> Arguments:
@@ -79,7 +79,7 @@ def train(arguments: Arguments) -> MagnetMixin | None:
         BlockingIOError: another run is going on in `output_dir`.
     """
     check_arguments(arguments)
-    with one_run_in(Path(arguments[2].output_dir), arguments):
+    with run_lock(Path(arguments[2].output_dir), arguments):
         return _train(arguments)
 
 
@@ -90,7 +90,7 @@ def _train(arguments: Arguments) -> MagnetMixin | None:
         claim(output, arguments)
     trainer = make_trainer(arguments)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
-    adapted = export(trainer, model_arguments, output)
+    adapted = save_run(trainer, model_arguments, output)
     if adapted is None:
         return None
     history = trainer.state.log_history

@@ -8,11 +8,12 @@ import torch
 from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import Trainer
 
-from .arguments import OBJECTIVES, OF_PAIRS, MagnetTrainingArguments
+from .arguments import OBJECTIVES, PAIR_OBJECTIVES, MagnetTrainingArguments
 from .collator import IGNORE, MagnetCollator
 from .config import MagnetConfig
 from .data import MagnetDataset, Pairs
-from .matryoshka import draw, shorter_losses
+from .from_datasets import as_magnet, prepare
+from .matryoshka import draw_sizes, shorter_losses
 from .metrics import compute_metrics, text_figures
 from .objectives import (
     ObjectiveOutput,
@@ -22,12 +23,11 @@ from .objectives import (
     info_nce,
     supervised_contrastive,
 )
-from .preparing import as_magnet, prepare
 
-COUNTED = ("mntp", "msg", "ntp")
+TOKEN_OBJECTIVES = ("mntp", "msg", "ntp")
 """The objectives that are means over labelled tokens."""
 
-LABELS = ("pair_scores", "classes", "teacher_vectors")
+LOSS_INPUTS = ("pair_scores", "classes", "teacher_vectors")
 """What the collator gives to the losses, not to the model; (views or 1, pairs, ...)."""
 
 
@@ -85,7 +85,7 @@ class MagnetTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         **kwargs,
     ):
-        if not isinstance(train_dataset, MagnetDataset):  # as `training.setup` makes them
+        if not isinstance(train_dataset, MagnetDataset):  # as `training.from_arguments` makes them
             args = MagnetConfig() if args is None else args
             if not isinstance(args, MagnetConfig):
                 raise TypeError(f"args is {type(args).__name__}: give a MagnetConfig")
@@ -117,7 +117,7 @@ class MagnetTrainer(Trainer):
     def _check_batch(self, pairs: Pairs, pairs_per_item: int) -> None:
         """Raise where an objective has nothing to compare: its loss would be the same whatever the model."""
         for name, labels in (("cosent", pairs.scores), ("supcon", pairs.classes)):
-            if self.args.ever(name) and labels is not None and len(np.unique(labels)) < 2:
+            if self.args.has_weight(name) and labels is not None and len(np.unique(labels)) < 2:
                 what = "score" if name == "cosent" else "class"
                 raise ValueError(
                     f"all {len(pairs)} rows have the same {what}, and {name} tells different ones apart: give "
@@ -149,14 +149,14 @@ class MagnetTrainer(Trainer):
                 "it compares each text's similarities to the others",
             ),
         ):
-            if self.args.ever(name) and count < least:
+            if self.args.has_weight(name) and count < least:
                 raise ValueError(
                     f"a batch has {count} {of}, and {name} learns nothing from that, since {why}: give "
                     f"{least} or more (per_device_train_batch_size)"
                 )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """(3,) how many labels `COUNTED` have in the optimizer step, over all processes."""
+        """(3,) how many labels `TOKEN_OBJECTIVES` have in the optimizer step, over all processes."""
         return self.accelerator.reduce(_count_labels(batch_samples).to(device), reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -180,12 +180,12 @@ class MagnetTrainer(Trainer):
             divergence = weights["divergence"] > 0
             counts, processes = num_items_in_batch, self.args.world_size
             batches = self.current_gradient_accumulation_steps
-            layers, width = draw(self.args, self.state.global_step)
+            layers, width = draw_sizes(self.args, self.state.global_step)
         else:
             divergence, processes, batches, layers, width = False, 1, 1, None, None
             counts = _count_labels([inputs])
         outputs: ObjectiveOutput = model(
-            **{name: value for name, value in inputs.items() if name not in LABELS},
+            **{name: value for name, value in inputs.items() if name not in LOSS_INPUTS},
             divergence=divergence,
             masked_token_prediction=self.args.masked_token_prediction,
             pair_chunk=self.args.pair_chunk,
@@ -193,14 +193,16 @@ class MagnetTrainer(Trainer):
         )
         # The mean over processes, which averages gradients too, is what is wanted in the end.
         losses: dict[str, torch.Tensor] = {}
-        count = dict(zip(COUNTED, counts.clamp(min=1).tolist(), strict=True))
+        count = dict(zip(TOKEN_OBJECTIVES, counts.clamp(min=1).tolist(), strict=True))
         count |= {"divergence": count["ntp"], "mntp_correct": count["mntp"]}
-        for name in (*COUNTED, "divergence", "mntp_correct"):
+        for name in (*TOKEN_OBJECTIVES, "divergence", "mntp_correct"):
             if name in outputs:
                 losses[name] = outputs[name].sum() * processes / count[name]
         if outputs.pair_vectors is not None:
             early = outputs.early_vectors
-            found = self._of_pairs(outputs.pair_vectors, early, inputs, weights, processes, width)
+            found = self._pair_losses(
+                outputs.pair_vectors, early, inputs, weights, processes, width
+            )
             for name, value in found.items():
                 value = value / batches
                 # The same on each process, with the gradient of its own vectors: their sum is wanted.
@@ -213,7 +215,7 @@ class MagnetTrainer(Trainer):
             self._check_and_note(loss, losses, batches)
         return (loss, outputs) if return_outputs else loss
 
-    def _of_pairs(
+    def _pair_losses(
         self,
         vectors: torch.Tensor,
         early: torch.Tensor | None,
@@ -224,12 +226,12 @@ class MagnetTrainer(Trainer):
     ) -> dict[str, torch.Tensor]:
         """The losses that have a weight, on the sentence vectors (views, pairs, hidden) of all processes;
         and `matryoshka`, the same on shorter and on early vectors, weighted already."""
-        labels = {name: inputs[name] for name in LABELS if name in inputs}
+        labels = {name: inputs[name] for name in LOSS_INPUTS if name in inputs}
         if processes > 1:
-            vectors = self._of_all_processes(vectors)
-            early = None if early is None else self._of_all_processes(early)
-            labels = {name: self._of_all_processes(value) for name, value in labels.items()}
-        losses_of = partial(self._losses_of, labels=labels, weights=weights)
+            vectors = self._gather_with_gradient(vectors)
+            early = None if early is None else self._gather_with_gradient(early)
+            labels = {name: self._gather_with_gradient(value) for name, value in labels.items()}
+        losses_of = partial(self._losses_on_vectors, labels=labels, weights=weights)
         losses = losses_of(vectors)
         if losses and (early is not None or width is not None):
             shorter = shorter_losses(losses_of, vectors, early, width, self.args.temperature)
@@ -237,7 +239,7 @@ class MagnetTrainer(Trainer):
             losses["matryoshka"] = torch.stack(weighted).sum()
         return losses
 
-    def _losses_of(
+    def _losses_on_vectors(
         self, vectors: torch.Tensor, labels: dict[str, torch.Tensor], weights: dict[str, float]
     ) -> dict[str, torch.Tensor]:
         """The losses that have a weight, on sentence vectors (views, pairs, hidden)."""
@@ -263,11 +265,11 @@ class MagnetTrainer(Trainer):
 
     def _select(self, inputs: dict, weights: dict[str, float]) -> dict:
         """What the objectives that have a weight need."""
-        wanted = {f"{name}_labels" for name in COUNTED if weights[name]}
+        wanted = {f"{name}_labels" for name in TOKEN_OBJECTIVES if weights[name]}
         wanted |= {"ntp_labels"} if weights["divergence"] else set()
         if not wanted <= inputs.keys():
             raise ValueError(f"{sorted(wanted)} have a weight, but the run has no text: set text")
-        of_pairs = [name for name in OF_PAIRS if weights[name]]
+        of_pairs = [name for name in PAIR_OBJECTIVES if weights[name]]
         if of_pairs and "pair_input_ids" not in inputs:
             raise ValueError(
                 f"{' and '.join(of_pairs)} has a weight, but the batch has no pairs: set pairs_per_block"
@@ -275,10 +277,10 @@ class MagnetTrainer(Trainer):
         if wanted:
             wanted |= {"input_ids", "span_ids", "document_ids", "position_ids"}
         if of_pairs:
-            wanted |= {"pair_input_ids", "pair_attention_mask", *LABELS}
+            wanted |= {"pair_input_ids", "pair_attention_mask", *LOSS_INPUTS}
         return {name: value for name, value in inputs.items() if name in wanted}
 
-    def _of_all_processes(self, vectors: torch.Tensor) -> torch.Tensor:
+    def _gather_with_gradient(self, vectors: torch.Tensor) -> torch.Tensor:
         """(views, processes x pairs, hidden): constants but for this process's own."""
         everyone = self.accelerator.gather(vectors.detach()[None])  # (processes, views, pairs, ...)
         parts = list(everyone.unbind(0))
@@ -395,9 +397,9 @@ def _has_own_adapter(model: Any) -> bool:
 
 
 def _count_labels(batches: list[dict]) -> torch.Tensor:
-    counts = torch.zeros(len(COUNTED), dtype=torch.long)
+    counts = torch.zeros(len(TOKEN_OBJECTIVES), dtype=torch.long)
     for batch in batches:
-        for i, name in enumerate(COUNTED):
+        for i, name in enumerate(TOKEN_OBJECTIVES):
             if f"{name}_labels" in batch:
                 counts[i] += (batch[f"{name}_labels"][:, 1:] != IGNORE).sum().cpu()
     return counts

@@ -17,7 +17,7 @@ from pathlib import Path
 from sacremoses import MosesTokenizer
 from tqdm import tqdm
 
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 from .sources import Row, read_rows
 
@@ -80,7 +80,7 @@ def main(command_line: list[str] | None = None) -> None:
     found = read_rows(options.input, columns, keys=keys, counts=Counter())
     rows = list(islice(found, options.limit))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(options.output) as aside, aside.open("w", encoding="utf-8") as file:
+    with atomic_write(options.output) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in convert(rows, options.column, options.rare):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(f"wrote {len(rows):,} texts to {options.output}")

@@ -16,7 +16,7 @@ import pytest
 from tiny import SENTENCES
 
 from modeling_magnet.cli import vectors
-from modeling_magnet.locking import LOCK, alone_in
+from modeling_magnet.locking import LOCK, folder_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,7 +258,7 @@ def test_one_process_at_a_time_writes_to_a_folder(
     magnet("encode", folder, many, "-o", tmp_path / "whole", *options)
     stopped("encode", folder, many, "-o", out, *options, after=2)
     before = files(out)
-    with alone_in(out):
+    with folder_lock(out):
         result = magnet("encode", folder, many, "-o", out, *options, code=2)
         assert (
             f"{out} is in use by process {os.getpid()} on {socket.gethostname()}" in result.stderr

@@ -88,7 +88,7 @@ def test_what_lies_beside_a_gguf_file_is_not_run_either(
     bring_code(package, ran)
     if kept:
         elsewhere = partial(huggingface_hub.cached_assets_path, assets_dir=tmp_path / "assets")
-        monkeypatch.setattr(gguf_cache, "LARGEST", 1 << 30)
+        monkeypatch.setattr(gguf_cache, "MAX_FILE_BYTES", 1 << 30)
         monkeypatch.setattr(gguf_cache, "cached_assets_path", elsewhere)
     asked = []
     monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")

@@ -9,7 +9,7 @@ from tiny import SENTENCES, make_model
 
 from modeling_magnet.training.arguments import ALL_LINEAR, DataArguments, MagnetTrainingArguments
 from modeling_magnet.training.base import linear_layers
-from modeling_magnet.training.setup import check_arguments
+from modeling_magnet.training.from_arguments import check_arguments
 from modeling_magnet.training.train import parse, train
 
 CONFIGS = Path("training/configs")

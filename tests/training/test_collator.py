@@ -27,7 +27,7 @@ def make_collator(**arguments) -> MagnetCollator:
         vocab_size=350,
         arguments=DataArguments(**arguments),
         seed=0,
-        items_a_step=4,
+        items_per_step=4,
     )
 
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from modeling_magnet import load_magnet
 from modeling_magnet.cli import exporting
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
-from modeling_magnet.training.matryoshka import draw, shorter_losses
+from modeling_magnet.training.from_arguments import check_arguments, make_trainer
+from modeling_magnet.training.matryoshka import draw_sizes, shorter_losses
 from modeling_magnet.training.objectives import cosent, info_nce, objectives_class_for
-from modeling_magnet.training.setup import check_arguments, make_trainer
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -113,10 +113,10 @@ def test_a_step_s_draw_depends_on_seed_and_step_alone(tmp_path):
     args = MagnetConfig(
         output_dir=str(tmp_path), matryoshka_dims=[8, 16], matryoshka_layers=[1, 2, 3]
     )
-    draws = [draw(args, step) for step in range(60)]
-    assert draws == [draw(args, step) for step in range(60)]
+    draws = [draw_sizes(args, step) for step in range(60)]
+    assert draws == [draw_sizes(args, step) for step in range(60)]
     assert set(draws) == {(n, d) for n in (1, 2, 3) for d in (8, 16)}
-    assert draw(MagnetConfig(output_dir=str(tmp_path)), 3) == (None, None)
+    assert draw_sizes(MagnetConfig(output_dir=str(tmp_path)), 3) == (None, None)
 
 
 PAIRS = Dataset.from_dict(

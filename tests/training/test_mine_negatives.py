@@ -12,8 +12,7 @@ from tiny import SENTENCES, make_model
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from modeling_magnet import load_magnet
-from modeling_magnet.training import MagnetConfig, MagnetTrainer
-from modeling_magnet.training import vectors as of_vectors
+from modeling_magnet.training import MagnetConfig, MagnetTrainer, teacher_vectors
 from modeling_magnet.training.mine_negatives import main, mine, parse
 
 pytest.importorskip("faiss", reason='pip install -e ".[mine]"')
@@ -133,7 +132,7 @@ def test_what_cannot_be_mined(asked, tmp_path, capsys, monkeypatch):
     ):
         mine(parse(asked("none.jsonl", "--absolute_margin", "3")))
     encodings = []
-    monkeypatch.setattr(of_vectors, "load_encoder", lambda *given: encodings.append(given))
+    monkeypatch.setattr(teacher_vectors, "load_encoder", lambda *given: encodings.append(given))
     mine(parse(asked("none.jsonl", "--absolute_margin", "0.001")))  # without encoding again
     assert not encodings and read(tmp_path / "none.jsonl")
     for more, message in (

@@ -12,7 +12,7 @@ from modeling_magnet import load_magnet
 from modeling_magnet.training.arguments import ModelArguments
 from modeling_magnet.training.base import (
     choose_start_token,
-    for_objectives,
+    load_for_training,
     prepare_base,
     single_token_id,
 )
@@ -98,7 +98,7 @@ def test_info_nce_equals_a_loop(negatives):
 
 def training_model(tmp_path, base=None, **arguments):
     (base or make_model()).save_pretrained(tmp_path / "base")
-    return for_objectives(tmp_path / "base", ModelArguments(**arguments))
+    return load_for_training(tmp_path / "base", ModelArguments(**arguments))
 
 
 def batch_of(ids, span_ids):
@@ -118,7 +118,7 @@ def batch_of(ids, span_ids):
 def test_one_pass_gives_all_parts(tmp_path, monkeypatch, documents):
     """Against the stock decoder under the oracle's mask and all logits, and against `pool`."""
     monkeypatch.setattr(
-        "modeling_magnet.training.objectives.GROUP_LEAST", 1
+        "modeling_magnet.training.objectives.MIN_GROUP_SIZE", 1
     )  # the sentences in groups by length
     base = make_model()
     model = training_model(tmp_path, base, lora_r=0).eval()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from modeling_magnet.training import sentences
-from modeling_magnet.training.sentences import draw
+from modeling_magnet.training.sentences import draw_sentences
 
 TEXT = "A cat sleeps here. It rains. The old dog runs after a red ball. Boats came home at dusk."
 ROWS = [
@@ -16,12 +16,12 @@ ROWS = [
 
 
 def test_each_document_gives_as_many_of_the_right_length():
-    found = draw(ROWS, "text", "title", words=(4, 6), count=3)
+    found = draw_sentences(ROWS, "text", "title", words=(4, 6), count=3)
     assert {row["sentence"] for row in found} == {
         "A cat sleeps here.", "Boats came home at dusk.", "Yeast gives off gas."
     }  # fmt: skip
     assert all(row["title"] == "one" for row in found)  # the other document has one sentence
-    assert found == draw(ROWS, "text", "title", words=(4, 6), count=3)
+    assert found == draw_sentences(ROWS, "text", "title", words=(4, 6), count=3)
 
 
 def test_the_command(tmp_path, capsys):

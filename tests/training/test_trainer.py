@@ -20,13 +20,13 @@ from tiny import SENTENCES, SLIDING, make_model
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from modeling_magnet.locking import alone_in
+from modeling_magnet.locking import folder_lock
 from modeling_magnet.training.base import load_base
 from modeling_magnet.training.collator import IGNORE
-from modeling_magnet.training.export import export
+from modeling_magnet.training.from_arguments import make_trainer
 from modeling_magnet.training.objectives import info_nce
 from modeling_magnet.training.resume import last_complete_checkpoint
-from modeling_magnet.training.setup import make_trainer
+from modeling_magnet.training.run_folders import save_run
 from modeling_magnet.training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_a_run_of_another_architecture(run, corpus, architecture):
     trainer.train()
     after = losses()
     assert all(after[name] < before[name] for name in before), (before, after)
-    adapted = export(trainer, arguments[0], corpus / "out")
+    adapted = save_run(trainer, arguments[0], corpus / "out")
     vectors = adapted.encode(SENTENCES)
     loaded = AutoModel.from_pretrained(corpus / "out" / "model", trust_remote_code=True)
     assert type(loaded).__name__ == type(base).__name__
@@ -309,7 +309,7 @@ def test_two_runs_at_a_time_do_not_share_a_folder(run, corpus):
     arguments, out = run(), corpus / "out"
     out.mkdir()
     with (
-        alone_in(out),
+        folder_lock(out),
         pytest.raises(BlockingIOError, match=f"out is in use by process {os.getpid()} on"),
     ):
         train(arguments)
@@ -575,7 +575,7 @@ def test_the_folders_of_a_run(run, corpus, lora_r, projection_head):
 
 
 def test_a_run_notes_the_longest_text_that_it_trained_on(run, corpus):
-    """And one of sentences alone keeps what the run before it noted."""
+    """And one of sentences alone keeps what the run before it record_settings."""
     text = {"steps": 1, "mntp": 1, "msg": 1}
     first, second = corpus / "first", corpus / "second"
     train(run(objective_schedule=[text], cut_blocks=[2, 4], output_dir=str(first)))

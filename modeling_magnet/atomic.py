@@ -1,4 +1,4 @@
-"""Files and folders are written aside and put into place once they are complete."""
+"""Writes a file or a folder whole or not at all: at a temporary path, renamed once it is complete."""
 
 import contextlib
 import fnmatch
@@ -28,7 +28,7 @@ and {new} those of the new ones that are not here.
 
 
 @contextlib.contextmanager
-def written_aside(target: str | os.PathLike, stale: Sequence[str] = ()) -> Iterator[Path]:
+def atomic_write(target: str | os.PathLike, stale: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary path, and move what the block writes there to `target` when it is complete.
 
     A new file or folder appears whole. A file replaces an existing file at once. A folder's files
@@ -48,8 +48,8 @@ def written_aside(target: str | os.PathLike, stale: Sequence[str] = ()) -> Itera
         OSError: the disk is full, or the place cannot be written to.
 
     Example:
-        >>> with written_aside("outputs/results.json") as aside:
-        ...     aside.write_text(json.dumps(results))
+        >>> with atomic_write("outputs/results.json") as temporary:
+        ...     temporary.write_text(json.dumps(results))
     """
     target = Path(target)
     if target.is_dir():
@@ -60,10 +60,10 @@ def written_aside(target: str | os.PathLike, stale: Sequence[str] = ()) -> Itera
     _sweep(place)
     holder, lock = _make_holder(place)
     try:
-        aside = holder / f"new{target.suffix}"
-        yield aside
-        _flush_to_disk(aside)
-        _put(aside, target, stale)
+        temporary = holder / f"new{target.suffix}"
+        yield temporary
+        _flush_to_disk(temporary)
+        _put(temporary, target, stale)
         _sweep(place, replaced=place == target)
     except OSError as error:
         if error.filename is not None or error.errno is None:
@@ -110,24 +110,24 @@ def _flush_to_disk(path: Path) -> None:
                 os.fsync(opened.fileno())
 
 
-def _put(aside: Path, target: Path, stale: Sequence[str]) -> None:
+def _put(temporary: Path, target: Path, stale: Sequence[str]) -> None:
     """Put a file or a folder in place."""
-    if aside.is_file():
-        aside.replace(target)
+    if temporary.is_file():
+        temporary.replace(target)
         return
     if not target.is_dir():
         try:
-            aside.rename(target)
+            temporary.rename(target)
             return
         except OSError:
             if not target.is_dir():  # which another process has made meanwhile
                 raise
-    with _alone_in(target):
-        _exchange(aside, target, stale)
+    with _folder_locked(target):
+        _exchange(temporary, target, stale)
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _folder_locked(folder: Path) -> Iterator[None]:
     """Let no two processes put files into a folder at once."""
     if fcntl is None:
         yield

@@ -1,4 +1,4 @@
-"""What is written aside: in place whole, or not at all."""
+"""A file or folder is written whole, or not at all."""
 
 import errno
 import os
@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from killing import killed_at_each_step, stopped_at_each_step
 
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 OTHER_DISK = Path("/dev/shm")
 
 WAIT = """
 import sys
-from modeling_magnet.aside import written_aside
-with written_aside(sys.argv[1]) as aside:
-    aside.write_text("half")
-    print(aside, flush=True)
+from modeling_magnet.atomic import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print(temporary, flush=True)
     sys.stdin.read()
-    aside.write_text("whole")
+    temporary.write_text("whole")
 """
 
 
@@ -35,7 +35,7 @@ def fill(folder: Path, **files: str) -> Path:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """All files, but for what lies aside."""
+    """All files but temporary ones."""
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".magnet-")]
     return {name: (folder / name).read_text() for name in sorted(names)}
 
@@ -47,8 +47,8 @@ AFTER = {"config.json": "new", "weights": "new", "more": "new", "notes.txt": "mi
 
 
 def save(target: Path) -> None:
-    with written_aside(target, stale=["shard-*"]) as aside:
-        fill(aside, **NEW)
+    with atomic_write(target, stale=["shard-*"]) as temporary:
+        fill(temporary, **NEW)
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def old(tmp_path):
 
 def test_a_new_file_and_a_new_folder_appear_whole(tmp_path):
     for name, write in (("f.json", lambda p: p.write_text("x")), ("d", lambda p: fill(p, **NEW))):
-        with written_aside(tmp_path / name) as aside:
-            write(aside)
+        with atomic_write(tmp_path / name) as temporary:
+            write(temporary)
             assert not (tmp_path / name).exists()
         assert (tmp_path / name).exists()
     assert sorted(os.listdir(tmp_path)) == ["d", "f.json"]
@@ -120,8 +120,8 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     dead.kill()
     dead.wait()
     assert left.read_text() == "half"
-    with written_aside(tmp_path / "g") as aside:
-        aside.write_text("x")
+    with atomic_write(tmp_path / "g") as temporary:
+        temporary.write_text("x")
     assert not left.parent.exists() and kept.read_text() == "half"
     living.communicate("")
     assert (tmp_path / "f").read_text() == "whole"
@@ -148,8 +148,8 @@ def test_planted_links_are_not_followed(tmp_path):
     (place / "f").symlink_to(victim / "precious")
     trap = fill(place / ".magnet-trap.partial")
     (trap / "lock").symlink_to(victim / "made")
-    with written_aside(place / "f") as aside:
-        aside.write_text("x")
+    with atomic_write(place / "f") as temporary:
+        temporary.write_text("x")
     assert content(victim) == {"precious": "mine"}
     assert (place / "f").read_text() == "x" and not (place / "f").is_symlink()
 
@@ -159,9 +159,9 @@ def test_of_two_at_once_the_folder_is_one_or_the_other(tmp_path):
 
     def write(number: int) -> None:
         for _ in range(20):
-            with written_aside(target, stale=["own-*"]) as aside:
+            with atomic_write(target, stale=["own-*"]) as temporary:
                 names = {f"f{n}": str(number) for n in range(5)}
-                fill(aside, config__json=str(number), **{f"own-{number}": str(number)}, **names)
+                fill(temporary, config__json=str(number), **{f"own-{number}": str(number)}, **names)
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
     for thread in threads:
@@ -174,13 +174,13 @@ def test_of_two_at_once_the_folder_is_one_or_the_other(tmp_path):
 def test_errors_name_the_target(tmp_path):
     with (
         pytest.raises(OSError, match=r"No space.*results\.npy"),
-        written_aside(tmp_path / "results.npy") as aside,
+        atomic_write(tmp_path / "results.npy") as temporary,
     ):
-        aside.write_bytes(b"half")
+        temporary.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not os.listdir(tmp_path)
     with (
         pytest.raises(FileNotFoundError, match="missing"),
-        written_aside(tmp_path / "missing" / "f"),
+        atomic_write(tmp_path / "missing" / "f"),
     ):
         pass

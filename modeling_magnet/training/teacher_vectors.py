@@ -1,6 +1,6 @@
 """Vectors of a table's texts by any encoder, computed once: a teacher's, or a guide's.
 
-    python -m modeling_magnet.training.vectors --model sentence-transformers/all-MiniLM-L6-v2 \\
+    python -m modeling_magnet.training.teacher_vectors --model sentence-transformers/all-MiniLM-L6-v2 \\
         --input pairs.parquet --columns sentence paraphrase --output outputs/taught
 
 Writes a folder of Parquet files with the input's rows, and beside each column of texts one of their vectors,
@@ -23,11 +23,11 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from modeling_magnet import load_magnet
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 from modeling_magnet.checkpoint import PYPI
-from modeling_magnet.locking import alone_in
+from modeling_magnet.locking import folder_lock
 
-from .resume import noted
+from .resume import record_settings
 from .sources import Row, identify, read_rows
 
 MADE_OF = "made-of.json"
@@ -94,7 +94,7 @@ def write_vectors(arguments: Namespace) -> list[Path]:
     made_of["input"] = identify(arguments.input, arguments.input_config, arguments.input_split)
     made_of["weights"] = _weights(arguments.model)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with folder_lock(folder):
         claim(folder, made_of)
         encode: Encode | None = None
         files = []
@@ -159,7 +159,7 @@ def _weights(model: str) -> list:
 
 def claim(folder: Path, made_of: dict[str, Any]) -> None:
     """Note what the folder is made of; refuse one that was started with something else."""
-    changed = noted(folder / MADE_OF, json.loads(json.dumps(made_of)), "output")
+    changed = record_settings(folder / MADE_OF, json.loads(json.dumps(made_of)), "output")
     if changed:
         raise ValueError(
             f"{folder} was started with other settings ({'; '.join(changed)}): give the same, or a new folder"
@@ -192,8 +192,8 @@ def _table(rows: list[Row], arguments: Namespace, encode: Encode) -> pa.Table:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    with written_aside(path) as aside:
-        pyarrow.parquet.write_table(table, aside)
+    with atomic_write(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, Trainer
 
 from modeling_magnet import MagnetMixin, magnet_class_for
-from modeling_magnet.aside import written_aside
+from modeling_magnet.atomic import atomic_write
 
 from .arguments import MagnetTrainingArguments, ModelArguments
-from .base import dtype_of, whole_weights
+from .base import dtype_of, unsharded_weights
 from .card import write_card
 
 
-def export(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetMixin | None:
+def save_run(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetMixin | None:
     """Write `adapter/` (LoRA alone, on `base/`) and `model/` (merged), both without projection head.
 
     Call it in every process: sharded weights are gathered.
@@ -41,7 +41,7 @@ def export(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetM
     base, adapter = output / "base", output / "adapter"
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     model_class: Any = magnet_class_for(config)
-    with whole_weights(trainer.args):
+    with unsharded_weights(trainer.args):
         if arguments.lora_r:
             write_adapter(trained, base, adapter)
             model = model_class.from_pretrained(base, dtype=dtype_of(arguments))
@@ -64,14 +64,14 @@ def write_adapter(trained: Path, base: Path, folder: Path) -> None:
         folder: replaced whole, or left as it was.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(folder, stale=["*"]) as aside:
-        shutil.copytree(trained, aside, ignore=shutil.ignore_patterns("*.bin", "README.md"))
-        weights = load_file(aside / SAFETENSORS_WEIGHTS_NAME)
+    with atomic_write(folder, stale=["*"]) as temporary:
+        shutil.copytree(trained, temporary, ignore=shutil.ignore_patterns("*.bin", "README.md"))
+        weights = load_file(temporary / SAFETENSORS_WEIGHTS_NAME)
         weights = {name: value for name, value in weights.items() if "projection" not in name}
-        save_file(weights, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        config = json.loads((aside / CONFIG_NAME).read_text(encoding="utf-8"))
+        save_file(weights, temporary / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        config = json.loads((temporary / CONFIG_NAME).read_text(encoding="utf-8"))
         config |= {"modules_to_save": None, "base_model_name_or_path": str(base)}
-        (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def push(folder: Path, args: MagnetTrainingArguments) -> str:

@@ -21,7 +21,7 @@ from modeling_magnet import MagnetMixin, magnet_class_for
 from .arguments import OBJECTIVES, ExampleArguments, MagnetTrainingArguments
 from .base import load_base, resolve_start_token, single_token_id
 from .collator import MagnetCollator
-from .columns import FITS, Part, pairs_of, recognize, text_rows
+from .columns import EXPECTED_COLUMNS, DatasetUse, pairs_of, recognize, text_rows
 from .config import MagnetConfig
 from .data import Blocks, MagnetDataset, Pairs
 from .matryoshka import sizes_of
@@ -57,29 +57,29 @@ def prepare(
         ValueError: columns fit no objective or not the weights, a row is unusable, or what is asked
             for does not fit the model.
     """
-    parts = recognize(train, "train_dataset")
-    held_out_parts = {} if held_out is None else recognize(held_out, "eval_dataset")
-    check_weights(args, parts)
-    if args.guide_margin is not None and not {"sscl", "distil"} <= set(_allowed(parts)):
+    uses = recognize(train, "train_dataset")
+    held_out_uses = {} if held_out is None else recognize(held_out, "eval_dataset")
+    check_weights(args, uses)
+    if args.guide_margin is not None and not {"sscl", "distil"} <= set(_allowed(uses)):
         raise ValueError(
             f"guide_margin is {args.guide_margin}, and train_dataset has no pairs with a guide's vectors: "
             "give anchor, positive, anchor_vector, positive_vector"
         )
-    pairs, held_out_pairs = _pairs(parts, "train_dataset"), _pairs(held_out_parts, "eval_dataset")
+    pairs, held_out_pairs = _pairs(uses, "train_dataset"), _pairs(held_out_uses, "eval_dataset")
     set_seed(args.seed)
-    model = _as_magnet(model)
-    _settle(model, args, parts)
-    check_lengths(args, model.magnet_settings.max_length, "text" in parts, pairs is not None)
+    model = _load_model(model)
+    _set_settings(model, args, uses)
+    check_lengths(args, model.magnet_settings.max_length, "text" in uses, pairs is not None)
     mask_token_id = single_token_id(model.tokenizer, args.mask_token, "mask_token")
     with args.main_process_first(local=False, desc="the data"):
-        blocks, held_out_blocks = _blocks(parts, args, model), _blocks(held_out_parts, args, model)
-    items_a_step = (
+        blocks, held_out_blocks = _blocks(uses, args, model), _blocks(held_out_uses, args, model)
+    items_per_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     )
     per_block = 0 if pairs is None else args.pairs_per_block if blocks is not None else 1
     items = len(blocks) if blocks is not None else len(pairs or ())
-    args = _with_schedule(args, parts, math.ceil(args.num_train_epochs * items / items_a_step))
-    length = args.max_steps * items_a_step
+    args = _with_schedule(args, uses, math.ceil(args.num_train_epochs * items / items_per_step))
+    length = args.max_steps * items_per_step
     eval_dataset = None
     if held_out is not None:
         eval_dataset = held_out_items(held_out_blocks, held_out_pairs, args.seed)
@@ -90,10 +90,10 @@ def prepare(
         vocab_size=model.config.vocab_size,
         arguments=args,
         seed=args.seed,
-        items_a_step=items_a_step,
+        items_per_step=items_per_step,
     )
-    trained = _in_training(model, peft_config)
-    if args.ever("divergence") and not any(
+    trained = _to_training_class(model, peft_config)
+    if args.has_weight("divergence") and not any(
         isinstance(m, BaseTunerLayer) for m in trained.modules()
     ):
         raise ValueError("divergence is from the model without its adapter: give a peft_config")
@@ -106,25 +106,27 @@ def prepare(
     )
 
 
-def check_weights(args: MagnetConfig, parts: dict[str, Part]) -> None:
+def check_weights(args: MagnetConfig, uses: dict[str, DatasetUse]) -> None:
     """Raise where the schedule's objectives and the data do not fit each other."""
     if not args.objective_schedule:
         return
-    check_one_span(args, args)
-    kinds = " and ".join(sorted(part.kind for part in parts.values()))
-    allowed = _allowed(parts)
+    check_all_span_fraction(args, args)
+    kinds = " and ".join(sorted(use.kind for use in uses.values()))
+    allowed = _allowed(uses)
     for name in OBJECTIVES:
-        if args.ever(name) and name not in allowed:
-            raise ValueError(f"{name} has a weight, and train_dataset has only {kinds}: {FITS}")
+        if args.has_weight(name) and name not in allowed:
+            raise ValueError(
+                f"{name} has a weight, and train_dataset has only {kinds}: {EXPECTED_COLUMNS}"
+            )
 
 
-def _allowed(parts: dict[str, Part]) -> list[str]:
-    return [name for part in parts.values() for name in part.objectives]
+def _allowed(uses: dict[str, DatasetUse]) -> list[str]:
+    return [name for use in uses.values() for name in use.objectives]
 
 
-def check_one_span(example: ExampleArguments, args: MagnetTrainingArguments) -> None:
+def check_all_span_fraction(example: ExampleArguments, args: MagnetTrainingArguments) -> None:
     """Raise unless there are blocks that are one span exactly where an objective works on them."""
-    one_span = args.ever("ntp", "divergence")
+    one_span = args.has_weight("ntp", "divergence")
     if one_span != (example.all_span_fraction > 0):
         raise ValueError(
             f"all_span_fraction is {example.all_span_fraction}, the weights of ntp and divergence are "
@@ -170,32 +172,32 @@ def held_out_items(
     return MagnetDataset(blocks, pairs, length, per_block, seed, group_size, held_out=True)
 
 
-def _pairs(parts: dict[str, Part], name: str) -> Pairs | None:
-    return pairs_of(parts["pairs"], name) if "pairs" in parts else None
+def _pairs(uses: dict[str, DatasetUse], name: str) -> Pairs | None:
+    return pairs_of(uses["pairs"], name) if "pairs" in uses else None
 
 
-def _blocks(parts: dict[str, Part], args: MagnetConfig, model: MagnetMixin) -> Blocks | None:
-    if "text" not in parts:
+def _blocks(uses: dict[str, DatasetUse], args: MagnetConfig, model: MagnetMixin) -> Blocks | None:
+    if "text" not in uses:
         return None
     settings, tokenizer = model.magnet_settings, cast(PreTrainedTokenizerFast, model.tokenizer)
     return cut_into_blocks(
-        partial(text_rows, parts["text"]), parts["text"].dataset._fingerprint, args,
+        partial(text_rows, uses["text"]), uses["text"].dataset._fingerprint, args,
         tokenizer, settings.start_token_id, settings.split_special_tokens,
     )  # fmt: skip
 
 
-def _with_schedule(args: MagnetConfig, parts: dict[str, Part], steps: int) -> MagnetConfig:
+def _with_schedule(args: MagnetConfig, uses: dict[str, DatasetUse], steps: int) -> MagnetConfig:
     """The settings with a schedule: unless one is given, all that the data allows, from first to last."""
     if args.objective_schedule:
         return args
     resting = ["divergence"] if args.all_span_fraction else ["divergence", "ntp"]
     resting += ["distil"] if args.guide_margin is not None else []
-    names = [name for name in _allowed(parts) if name not in resting]
+    names = [name for name in _allowed(uses) if name not in resting]
     phase = {"steps": args.max_steps if args.max_steps > 0 else steps, **dict.fromkeys(names, 1.0)}
     return dataclasses.replace(args, objective_schedule=[phase])
 
 
-def _as_magnet(model: Any) -> MagnetMixin:
+def _load_model(model: Any) -> MagnetMixin:
     if isinstance(model, (str, os.PathLike)):
         return load_base(str(model))
     if not isinstance(model, MagnetMixin) or isinstance(model, ObjectivesMixin):
@@ -205,24 +207,26 @@ def _as_magnet(model: Any) -> MagnetMixin:
     return model
 
 
-def _settle(model: MagnetMixin, args: MagnetConfig, parts: dict[str, Part]) -> None:
+def _set_settings(model: MagnetMixin, args: MagnetConfig, uses: dict[str, DatasetUse]) -> None:
     """Note in the config which start token the model has, and how long the texts are that it sees."""
     settings = model.magnet_settings.to_dict()
     given = getattr(model.config, "magnet", None)
-    if args.start_token != "auto" or (not given and "text" in parts):
+    if args.start_token != "auto" or (not given and "text" in uses):
         texts = (
-            [row["text"] for row in islice(text_rows(parts["text"], Counter()), 160)]
+            [row["text"] for row in islice(text_rows(uses["text"], Counter()), 160)]
             if (args.start_token == "auto")
             else []
         )
         settings["start_token_id"] = resolve_start_token(model.eval(), args.start_token, texts)
     settings |= sizes_of(args, model.config)
-    if "text" in parts:
+    if "text" in uses:
         settings["trained_length"] = args.block_length // min(args.cut_blocks)
     model.config.magnet = settings
 
 
-def _in_training(model: MagnetMixin, peft_config: PeftConfig | None) -> ObjectivesMixin | PeftModel:
+def _to_training_class(
+    model: MagnetMixin, peft_config: PeftConfig | None
+) -> ObjectivesMixin | PeftModel:
     """The same model in the class that computes the losses, without projection head."""
     trained: Any = model
     trained.__class__ = objectives_class_for(type(model))

@@ -9,11 +9,11 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from modeling_magnet import MagnetMixin, MagnetSettings
 
-from .arguments import OF_PAIRS, Arguments
-from .base import for_objectives, prepare_base, single_token_id, whole_weights
+from .arguments import PAIR_OBJECTIVES, Arguments
+from .base import load_for_training, prepare_base, single_token_id, unsharded_weights
 from .collator import MagnetCollator
 from .data import MagnetDataset, counts_table, first_texts, make_blocks, read_pairs
-from .preparing import check_lengths, check_one_span, held_out_items
+from .from_datasets import check_all_span_fraction, check_lengths, held_out_items
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)
@@ -22,51 +22,51 @@ logger = logging.getLogger(__name__)
 def check_arguments(arguments: Arguments) -> None:
     """Raise where arguments do not fit each other, before anything is loaded."""
     model, data, args = arguments
-    check_one_span(data, args)
+    check_all_span_fraction(data, args)
     if model.adapter is not None and model.lora_r == 0:
         raise ValueError(f"adapter is {model.adapter}, and lora_r is 0: set lora_r to its rank")
-    if args.ever("divergence") and model.lora_r == 0:
+    if args.has_weight("divergence") and model.lora_r == 0:
         raise ValueError(
             "divergence is from the model without its adapter, and lora_r is 0: set lora_r"
         )
-    for name in OF_PAIRS:
-        if args.ever(name) and (data.pairs_per_block < 1 or not data.pairs):
+    for name in PAIR_OBJECTIVES:
+        if args.has_weight(name) and (data.pairs_per_block < 1 or not data.pairs):
             raise ValueError(
                 f"{name} has a weight, but there are no pairs: set pairs, pairs_per_block"
             )
-    if args.ever("supcon") != (data.label_column is not None):
+    if args.has_weight("supcon") != (data.label_column is not None):
         raise ValueError(
-            f"the weight of supcon is {'not ' if args.ever('supcon') else ''}all 0, and label_column is "
+            f"the weight of supcon is {'not ' if args.has_weight('supcon') else ''}all 0, and label_column is "
             f"{data.label_column}: they need each other"
         )
     for name, wanted in (("sscl", False), ("cosent", True)):
-        if args.ever(name) and wanted != (data.score_column is not None):
+        if args.has_weight(name) and wanted != (data.score_column is not None):
             raise ValueError(
                 f"{name} has a weight, and score_column is {data.score_column}: cosent works on pairs "
                 "with a score, sscl on pairs without"
             )
-    if args.ever("distil") and not data.vector_columns:
+    if args.has_weight("distil") and not data.vector_columns:
         raise ValueError(
             "distil has a weight, and vector_columns is empty: name the columns of a teacher's vectors, "
-            "which modeling_magnet.training.vectors writes"
+            "which modeling_magnet.training.teacher_vectors writes"
         )
-    if data.vector_columns and not args.ever("distil") and args.guide_margin is None:
+    if data.vector_columns and not args.has_weight("distil") and args.guide_margin is None:
         raise ValueError(
             f"vector_columns is {data.vector_columns}, and nothing reads them: give distil a weight, or set "
             "guide_margin"
         )
-    if args.ever("distil") and model.projection_head:
+    if args.has_weight("distil") and model.projection_head:
         raise ValueError(
             "distil has a weight, and projection_head is true: the head would learn in place of the model, "
             "and is dropped afterwards: set projection_head: false"
         )
-    if args.guide_margin is not None and not (args.ever("sscl") and data.vector_columns):
+    if args.guide_margin is not None and not (args.has_weight("sscl") and data.vector_columns):
         raise ValueError(
             f"guide_margin is {args.guide_margin}: it is for sscl on pairs with a guide's vectors "
             "(vector_columns)"
         )
     if (
-        args.ever("sscl")
+        args.has_weight("sscl")
         and len(data.pair_columns) == 1
         and (data.vector_columns or data.label_column)
     ):
@@ -79,12 +79,12 @@ def check_arguments(arguments: Arguments) -> None:
             "matryoshka_dims are of the vectors that encode returns, and projection_head mixes their "
             "dimensions before the loss: set projection_head to false"
         )
-    if args.ever("mntp", "msg", "ntp", "divergence") and not data.text:
+    if args.has_weight("mntp", "msg", "ntp", "divergence") and not data.text:
         raise ValueError(
             "mntp, msg, ntp or divergence has a weight, but there is no text: set text"
         )
     dropout = max(model.lora_dropout, model.attention_dropout)
-    if args.ever("sscl") and len(data.pair_columns) == 1 and not dropout:
+    if args.has_weight("sscl") and len(data.pair_columns) == 1 and not dropout:
         raise ValueError(
             "pair_columns names one column, so dropout alone makes the positives, and lora_dropout "
             "and attention_dropout are 0: set one of them"
@@ -99,18 +99,18 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
     with args.main_process_first(local=False, desc="the base model"):
         auto = model_arguments.start_token == "auto" and bool(data.text)
         texts = first_texts(data, 160) if auto else []
-        with whole_weights(args):
+        with unsharded_weights(args):
             longest = data.block_length // min(data.cut_blocks) if data.text else None
             prepare_base(model_arguments, texts, base, longest, args)
-    model = for_objectives(base, model_arguments)
+    model = load_for_training(base, model_arguments)
     inner: Any = model if isinstance(model, MagnetMixin) else model.get_base_model()
     tokenizer, settings = inner.tokenizer, inner.magnet_settings
     check_lengths(data, settings.max_length, bool(data.text), bool(data.pairs))
     mask_token_id = single_token_id(tokenizer, model_arguments.mask_token, "mask_token")
-    items_a_step = (
+    items_per_step = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     )
-    length = args.max_steps * items_a_step
+    length = args.max_steps * items_per_step
     with args.main_process_first(local=False, desc="the data"):
         train_dataset = _dataset(arguments, tokenizer, settings, length, False)
         eval_dataset = None
@@ -123,7 +123,7 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
         vocab_size=inner.config.vocab_size,
         arguments=data,
         seed=args.seed,
-        items_a_step=items_a_step,
+        items_per_step=items_per_step,
     )
     if train_dataset.pairs is not None:
         collator.warn_of_cut_pairs(
@@ -152,13 +152,13 @@ def _dataset(
         (data.validation_text, data.validation_pairs) if validation else (data.text, data.pairs)
     )
     blocks = pairs = None
-    if text and (validation or args.ever("mntp", "msg", "ntp", "divergence")):
+    if text and (validation or args.has_weight("mntp", "msg", "ntp", "divergence")):
         blocks = make_blocks(
             data, tokenizer, settings.start_token_id, validation=validation, most=length,
             split_special_tokens=settings.split_special_tokens,
         )  # fmt: skip
         logger.info(counts_table(f"{name} text", blocks.counts))
-    if sentences and data.pairs_per_block and (validation or args.ever(*OF_PAIRS)):
+    if sentences and data.pairs_per_block and (validation or args.has_weight(*PAIR_OBJECTIVES)):
         pairs = read_pairs(data, validation=validation)
         logger.info(counts_table(f"{name} pairs", pairs.counts))
     if blocks is None and pairs is None:

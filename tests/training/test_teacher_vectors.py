@@ -12,8 +12,8 @@ from tiny import SENTENCES, make_model
 
 from modeling_magnet import load_magnet
 from modeling_magnet.training.columns import recognize
+from modeling_magnet.training.teacher_vectors import main, parse, write_vectors
 from modeling_magnet.training.train import train
-from modeling_magnet.training.vectors import main, parse, write_vectors
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_a_killed_run_resumes_after_its_last_whole_file(table, tmp_path):
     whole = write_vectors(parse([*table, "--output", str(tmp_path / "whole")]))
     again = [*table, "--output", str(tmp_path / "killed")]
     slow = (
-        "import sys, time, modeling_magnet.training.vectors as vectors\n"
-        "table = vectors._table\n"
-        "vectors._table = lambda *given: (time.sleep(1), table(*given))[1]\n"
-        "vectors.main(sys.argv[1:])"
+        "import sys, time; from modeling_magnet.training import teacher_vectors\n"
+        "table = teacher_vectors._table\n"
+        "teacher_vectors._table = lambda *given: (time.sleep(1), table(*given))[1]\n"
+        "teacher_vectors.main(sys.argv[1:])"
     )
     first = tmp_path / "killed" / "part-00000.parquet"
     kill_when(first, "-c", slow, *again)
