@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from evaluation.common.views import start_of
@@ -61,22 +62,18 @@ def continuations(
     order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
     for first in tqdm(range(0, len(order), batch_size), desc="Continuing"):
         batch = order[first : first + batch_size]
-        longest = len(prompts[batch[-1]])
-        padding = [longest - len(prompts[i]) for i in batch]
-        ids = [
-            [settings.end_token_id] * n + prompts[i] for n, i in zip(padding, batch, strict=True)
-        ]
+        rows = [torch.tensor(prompts[i], device=model.device) for i in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_side="left")  # (batch, longest)
+        ones = [torch.ones_like(row) for row in rows]
         output = model.generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(
-                [[0] * n + [1] * (longest - n) for n in padding], device=model.device
-            ),
+            input_ids=ids,
+            attention_mask=pad_sequence(ones, batch_first=True, padding_side="left"),
             max_new_tokens=new_tokens,
             eos_token_id=sorted(ends),
             pad_token_id=settings.end_token_id,
             **GREEDY,
         )
-        for i, row in zip(batch, output[:, longest:].tolist(), strict=True):
+        for i, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
             stop = next((j for j, token in enumerate(row) if token in ends), len(row))
             written[i] = row[:stop]
 

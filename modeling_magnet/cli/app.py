@@ -195,8 +195,7 @@ def encode(
     encoder = vectors.Encoder(load_model(model, device, dtype), how)
     if sharded:
         size = shard_size or ROWS_IN_A_SHARD
-        folder = vectors.encode_to_shards(encoder, inputs, Path(output), kind, size)
-        done, skipped = folder.rows, folder.skipped
+        done, skipped = vectors.encode_to_shards(encoder, inputs, Path(output), kind, size)
     else:
         path = Path(output) if single else None
         done, skipped = vectors.encode_to_file(encoder, inputs, path, kind)

@@ -18,42 +18,24 @@ PRECISIONS = ("float32", "binary", "ubinary")
 
 FORMATS = ("npy", "parquet", "jsonl")
 
-VECTOR_FILES = tuple(f".{name}" for name in FORMATS)
-
 EXPORTS = ("magnet", "plain", "encoder", "onnx", "gguf", "gguf-encoder")
 """What `--to` can name."""
 
 ENCODERS = ("encoder", "onnx", "gguf-encoder")
 """Those that encode and do nothing else."""
 
-EXPORTED_FILES = {"gguf": ".gguf", "gguf-encoder": ".gguf"}
-"""Exports that are one file, with how its name ends; the others are folders."""
-
-EXPORT_NEEDS = {
-    "gguf": ("gguf", "cli"),
-    "gguf-encoder": ("gguf", "cli"),
-    "onnx": ("onnxscript", "onnx"),
-}
-"""An optional package, and the extra that brings it."""
-
-
-def _from(least: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value >= least, f"give {least} or more"
-
 
 def _of(choices: Sequence[str], hint: str = "") -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in choices, f"give one of {', '.join(choices)}{hint}"
 
 
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "batch_size": _from(1),
-    "shard_size": _from(1),
-    "truncate_dim": _from(1),
-    "num_layers": _from(1),
-    "span_length": _from(1),
-    "max_new_tokens": _from(1),
-    "top_k": _from(1),
-    "samples": _from(1),
+LEAST_1 = (
+    "batch_size", "shard_size", "truncate_dim", "num_layers", "span_length", "max_new_tokens",
+    "top_k", "samples",
+)  # fmt: skip
+
+RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    **dict.fromkeys(LEAST_1, (lambda value: value >= 1, "give 1 or more")),
     "seed": (lambda value: 0 <= value < 2**32, "give 0 to 4294967295"),
     "temperature": (
         lambda value: 0 < value < math.inf,
@@ -63,7 +45,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "blank": (bool, "give what marks a blank"),
     "dtype": _of(DTYPES),
     "device": (
-        lambda value: re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", value) is not None,
+        re.compile(rf"({'|'.join(DEVICES)})(:\d+)?").fullmatch,
         f"give one of {', '.join(DEVICES)}, or one with a number, such as cuda:1",
     ),
     "format": _of(FORMATS),
@@ -160,13 +142,12 @@ def check_export(
         raise ValueError(f"--num-layers is for --to {', '.join(ENCODERS)}, this is --to {to}")
     if truncate_dim is not None and to != "encoder":
         raise ValueError(f"--truncate-dim is for --to encoder, this is --to {to}")
-    if to in EXPORT_NEEDS:
-        package, extra = EXPORT_NEEDS[to]
-        check_installed(package, f"--to {to}", extra)
-    if to in EXPORTED_FILES:
-        ending = EXPORTED_FILES[to]
-        if out.suffix != ending:
-            raise ValueError(f"--to {to} writes a file: give a name that ends in {ending}")
+    if to == "onnx":
+        check_installed("onnxscript", "--to onnx", "onnx")
+    if to.startswith("gguf"):
+        check_installed("gguf", f"--to {to}")
+        if out.suffix != ".gguf":
+            raise ValueError(f"--to {to} writes a file: give a name that ends in .gguf")
         if out.exists():
             raise FileExistsError(f"{out} exists: give a new name")
         check_parent(out)
@@ -184,20 +165,15 @@ def is_file_of_vectors(output: str) -> bool:
     path = Path(output)
     if path.is_dir() or output.endswith("/"):
         return False
-    if path.suffix in VECTOR_FILES and not is_special(path):
+    if path.suffix.removeprefix(".") in FORMATS and not is_special(path):
         check_parent(path)
         return True
     if path.suffix or path.exists():
         raise ValueError(
-            f"--output is {output!r}: vectors go into a file that ends in {_either(VECTOR_FILES)}, or "
+            f"--output is {output!r}: vectors go into a file that ends in .npy, .parquet or .jsonl, or "
             "into a folder of shards (end its name with / if it contains a dot)"
         )
     return False
-
-
-def _either(endings: Sequence[str]) -> str:
-    *others, last = endings
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from ..atomic import atomic_write
 from ..checks import whole_number
 from . import gguf_file, onnx_graph
-from .checking import ENCODERS, EXPORTED_FILES, check_export
+from .checking import ENCODERS, check_export
 
 CODE_KEYS = ("auto_map", "magnet")
 """Keys of a config that only MAGNET's code reads."""
@@ -32,7 +32,7 @@ def export(
     Args:
         model: of `load_model`. An adapter is merged into its weights.
         to: a key of `EXPORTS`.
-        out: a new folder; of `EXPORTED_FILES` a new file.
+        out: a new folder; of gguf a new file.
         num_layers: as in `encode`; the model keeps no others. For `checking.ENCODERS`.
         truncate_dim: what sentence-transformers is to keep of a vector. For `encoder`.
 
@@ -43,7 +43,7 @@ def export(
         ModuleNotFoundError: a package that `to` needs is not installed.
     """
     check_export(to, out, num_layers, truncate_dim)
-    if to in EXPORTED_FILES:
+    if to.startswith("gguf"):
         gguf_file.check(model, encodes=to in ENCODERS)
     if truncate_dim is not None:
         whole_number("truncate_dim", truncate_dim, most=model.config.hidden_size)
@@ -58,9 +58,8 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "magnet":  # writes atomically by itself, with a card that names the folder
         return EXPORTS[to](model, out)
-    write = partial(EXPORTS[to], **({"truncate_dim": truncate_dim} if truncate_dim else {}))
     with atomic_write(out) as temporary:
-        write(model, temporary)
+        EXPORTS[to](model, temporary, **({"truncate_dim": truncate_dim} if truncate_dim else {}))
 
 
 def merge_adapter(model: Any) -> None:
@@ -98,11 +97,6 @@ def keep_layers(model: Any, num_layers: int) -> None:
         config.layer_types = config.layer_types[:num_layers]
 
 
-def export_magnet(model: Any, folder: Path) -> None:
-    """The Magnet folder, with whole weights."""
-    model.save_pretrained(folder)
-
-
 def export_plain(model: Any, folder: Path) -> None:
     """The model as its stock class: generates anywhere, with no word of MAGNET."""
     _save_as(getattr(transformers, model._base_class_name()), model, folder)
@@ -122,33 +116,22 @@ def export_encoder(model: Any, folder: Path, truncate_dim: int | None = None) ->
 
 def export_onnx(model: Any, folder: Path) -> None:
     """The encoder export with an ONNX graph, including the pooling, instead of its weights."""
-    folder.mkdir()
+    (folder / "onnx").mkdir(parents=True)
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model.base_model).__name__], torch.float32
     config.save_pretrained(folder)
     _edit_config(folder, **_encoder_keys(model))
     _save_for_encoding(model, folder)
-    (folder / "onnx").mkdir()
     onnx_graph.write(model, folder / "onnx" / "model.onnx")
 
 
-def export_gguf(model: Any, file: Path) -> None:
-    """The plain model as one file for llama.cpp."""
-    gguf_file.write(model, file)
-
-
-def export_gguf_encoder(model: Any, file: Path) -> None:
-    """The model as one file for llama.cpp, which encodes."""
-    gguf_file.write(model, file, encodes=True)
-
-
 EXPORTS: dict[str, Callable[..., None]] = {
-    "magnet": export_magnet,
+    "magnet": lambda model, folder: model.save_pretrained(folder),
     "plain": export_plain,
     "encoder": export_encoder,
     "onnx": export_onnx,
-    "gguf": export_gguf,
-    "gguf-encoder": export_gguf_encoder,
+    "gguf": gguf_file.write,
+    "gguf-encoder": partial(gguf_file.write, encodes=True),
 }
 """How each of `checking.EXPORTS` is written."""
 
@@ -215,17 +198,13 @@ def _pools_elsewhere(settings: Any) -> bool:
 
 def _frame_by_special_tokens(model: Any, folder: Path) -> None:
     """Make the saved tokenizer put the start token before and the end token after a text."""
-    settings = model.magnet_settings
-    ids = [settings.end_token_id]
-    template = "$A {end}"
-    names = {"end": model.tokenizer.convert_ids_to_tokens(settings.end_token_id)}
-    if settings.start_in_encode and settings.start_token_id is not None:
-        ids.append(settings.start_token_id)
-        template = "{start} $A {end}"
-        names["start"] = model.tokenizer.convert_ids_to_tokens(settings.start_token_id)
+    settings, name_of = model.magnet_settings, model.tokenizer.convert_ids_to_tokens
+    starts = settings.start_in_encode and settings.start_token_id is not None
+    start = [settings.start_token_id] if starts else []
+    end = settings.end_token_id
     processor = TemplateProcessing(
-        single=template.format(**names),
-        special_tokens=[(model.tokenizer.convert_ids_to_tokens(i), i) for i in dict.fromkeys(ids)],
+        single=[*map(name_of, start), "$A", name_of(end)],
+        special_tokens=[(name_of(i), i) for i in dict.fromkeys([end, *start])],
     )
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -256,11 +235,11 @@ def _write_sentence_transformers_files(
         },
         "1_Pooling/config.json": {
             "word_embedding_dimension": model.config.hidden_size,
-            **{
-                f"pooling_mode_{mode}": name == settings.pooling
-                for name, mode in POOLING_MODES.items()
-            },
             "include_prompt": True,
+            **{
+                f"pooling_mode_{mode}": how == settings.pooling
+                for how, mode in POOLING_MODES.items()
+            },
         },
     }
     (folder / "1_Pooling").mkdir()

@@ -42,13 +42,9 @@ OF_TEXTS = "sentences"
 
 @dataclass
 class Encoding:
-    """What to encode and how; field by field an option of the command.
+    """What to encode and how; field by field an option of the command."""
 
-    Attributes:
-        unit: `sentences`, `tokens` or `words`: what a vector is of.
-    """
-
-    unit: str = OF_TEXTS
+    unit: str = OF_TEXTS  # what a vector is of; or "tokens", "words"
     prompt_name: str | None = None
     prompt: str | None = None
     batch_size: int = 32
@@ -61,11 +57,7 @@ class Encoding:
     keep_text: bool = False
 
     def check(self, format: str) -> None:
-        """Refuse what does not go together.
-
-        Raises:
-            ValueError: what, and what to do.
-        """
+        """Refuse with a ValueError what does not go together."""
         if self.prompt_name is not None and self.prompt is not None:
             raise ValueError("--prompt-name and --prompt exclude each other: give one")
         if format == "npy" and self.keep_text:
@@ -74,13 +66,9 @@ class Encoding:
             return
         if format != "jsonl":
             raise ValueError(f"--{self.unit} gives each text its own number of vectors: use .jsonl")
-        sentence_options = (
-            self.prompt_name,
-            self.prompt,
-            self.normalize or None,
-            self.truncate_dim,
-        )
-        if any(option is not None for option in sentence_options) or self.precision != "float32":
+        prompted = self.prompt_name is not None or self.prompt is not None
+        changed = self.normalize or self.truncate_dim or self.precision != "float32"
+        if prompted or changed:
             raise ValueError(
                 f"--{self.unit} takes no prompt, normalize, truncate-dim or precision: leave them out"
             )

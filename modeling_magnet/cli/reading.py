@@ -27,21 +27,13 @@ MAY_LACK = 100
 
 @dataclass
 class Row:
-    """One row of the input.
+    """One row of the input."""
 
-    Attributes:
-        index: its number over all inputs, from 0. Rows with a fault count too.
-        file: where it stands.
-        line: its line there (of a Parquet file the row), from 1.
-        value: what was read; None where there is a fault.
-        fault: why it cannot be used.
-    """
-
-    index: int
+    index: int  # over all inputs, from 0; rows with a fault count too
     file: str
-    line: int
-    value: Any = None
-    fault: str | None = None
+    line: int  # in the file (of Parquet the row), from 1
+    value: Any = None  # what was read; None where there is a fault
+    fault: str | None = None  # why it cannot be used
 
 
 def check_inputs(inputs: Sequence[str], output: str, columns: Sequence[str]) -> None:
@@ -176,33 +168,29 @@ def _read_json(name: str, columns: Sequence[str]) -> Read:
     """The objects of a file; one whose first ones all lack the columns has other columns."""
     rows = _read_objects(name)
     held: list[tuple] = []
-    there: dict[str, None] = {}
-    for row in rows:
+    found: dict[str, None] = {}
+    while len(held) < MAY_LACK and found.keys().isdisjoint(columns) and (row := next(rows, None)):
         held.append(row)
-        if row[2] is None:
-            there |= dict.fromkeys(row[1])
-            if any(column in row[1] for column in columns):
-                break
-        if len(held) == MAY_LACK:
-            break
-    if there and not any(column in there for column in columns):
-        raise _missing(name, there, columns)
+        found |= dict.fromkeys(row[1] or ())
+    if found and found.keys().isdisjoint(columns):
+        raise _missing(name, found, columns)
     yield from held
     yield from rows
 
 
 def _read_objects(name: str) -> Read:
     for number, line, fault in _read_lines(name):
-        if fault is None and not line.strip():
-            continue
-        value = None
-        try:
-            value = json.loads(line) if fault is None else None
-        except (ValueError, RecursionError) as error:
-            fault = f"not JSON: {str(error).replace('line 1 ', '')}"
-        if fault is None and not isinstance(value, dict):
-            fault = f"not an object with columns: {line:.40}"
-        yield number, value, fault
+        if fault:
+            yield number, None, fault
+        elif line.strip():
+            try:
+                value = json.loads(line)
+                fault = (
+                    None if isinstance(value, dict) else f"not an object with columns: {line:.40}"
+                )
+            except (ValueError, RecursionError) as error:
+                value, fault = None, f"not JSON: {str(error).replace('line 1 ', '')}"
+            yield number, None if fault else value, fault
 
 
 def _read_delimited(name: str, columns: Sequence[str]) -> Read:

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import torch
 import typer
+from torch.nn.utils.rnn import pad_sequence
 from transformers import TextStreamer, set_seed
 
 from ..tokenizing import TextTokenizer
@@ -26,9 +27,7 @@ def sampling(
     if seed is not None:
         set_seed(seed)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    arguments: dict[str, Any] = {
-        name: value for name, value in options.items() if value is not None
-    }
+    arguments: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
     if arguments or samples > 1:
         arguments["do_sample"] = True
     if samples > 1:
@@ -49,10 +48,8 @@ def infill_rows(
     """Fill the blanks of records and write a line a record and sample.
 
     Args:
-        model: of `load_model`.
         rows: with a record as value.
-        blank: what marks a blank in a `text`.
-        span_length: of records that name none.
+        blank, span_length: as of `gap_of`.
         batch_size: records that are decoded together.
         arguments: of `infill_blanks`.
         file: receives each line as soon as it is ready.
@@ -96,29 +93,16 @@ def generate_rows(
 ) -> int:
     """Continue prompts and write a line a prompt and sample.
 
-    Args:
-        model, batch_size, file, skipped: as in `infill_rows`.
-        rows: with a prompt as value.
-        arguments: of `generate`.
-
-    Returns:
-        How many prompts were continued.
-
-    Raises:
-        ValueError: none could be.
+    Args, returns, raises: as in `infill_rows`, of rows with a prompt as value.
     """
     done = 0
 
     def prompts() -> Iterator[tuple[Row, list[int]]]:
         for row in skipped.filter(rows):
-            (token_ids,) = model.text_tokenizer.ids([row.value], add_special_tokens=True)
-            if token_ids:
-                yield row, token_ids
-            else:
-                skipped.add(
-                    row,
-                    "the prompt is empty, and the tokenizer adds no token to begin with: give a text",
-                )
+            try:
+                yield row, prompt_ids(model, row.value)
+            except ValueError as error:
+                skipped.add(row, str(error))
 
     for batch in batches(prompts(), batch_size):
         samples = continuations(model, [token_ids for _, token_ids in batch], arguments)
@@ -133,21 +117,27 @@ def generate_rows(
     return done
 
 
+def prompt_ids(model: Any, prompt: str) -> list[int]:
+    """The tokens of a prompt; a ValueError where there are none to begin with."""
+    (token_ids,) = model.text_tokenizer.ids([prompt], add_special_tokens=True)
+    if not token_ids:
+        raise ValueError(
+            "the prompt is empty, and the tokenizer adds no token to begin with: give a text"
+        )
+    return token_ids
+
+
 def continuations(
     model: Any, prompts: list[list[int]], arguments: dict[str, Any]
 ) -> list[list[list[int]]]:
     """The samples of each prompt's continuation, written together as one left-padded batch."""
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    ids = [[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
-    mask = [[0] * n + [1] * (longest - n) for n in padding]
+    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_side="left")  # (prompts, longest)
+    ones = [torch.ones_like(row) for row in rows]
+    mask = pad_sequence(ones, batch_first=True, padding_side="left")
     if model.generation_config.pad_token_id is None:
         arguments = {"pad_token_id": model.magnet_settings.end_token_id, **arguments}
-    written = model.generate(
-        input_ids=torch.tensor(ids, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        **arguments,
-    )[:, longest:]
+    written = model.generate(input_ids=ids, attention_mask=mask, **arguments)[:, ids.shape[1] :]
     return [rows.tolist() for rows in written.split(len(written) // len(prompts))]
 
 
@@ -189,19 +179,10 @@ def stream_infill(model: Any, gap: Gap, arguments: dict[str, Any]) -> None:
 
 
 def stream_generate(model: Any, prompt: str, arguments: dict[str, Any]) -> None:
-    """Write the prompt, and its continuation as it is generated.
-
-    Raises:
-        ValueError: there is nothing to begin with.
-    """
-    (token_ids,) = model.text_tokenizer.ids([prompt], add_special_tokens=True)
-    if not token_ids:
-        raise ValueError(
-            "the prompt is empty, and the tokenizer adds no token to begin with: give a text"
-        )
+    """Write the prompt, and its continuation as it is generated."""
+    token_ids = prompt_ids(model, prompt)
     typer.echo(prompt, nl=False)
-    streamer = Streamer(model, prompt)
-    continuations(model, [token_ids], {**arguments, "streamer": streamer})
+    continuations(model, [token_ids], {**arguments, "streamer": Streamer(model, prompt)})
     typer.echo()
 
 
@@ -216,15 +197,14 @@ def _infill_together(
     model: Any, group: list[tuple[Row, Gap]], arguments: dict[str, Any], skipped: Skipped
 ) -> Iterator[tuple[tuple[Row, Gap], list[Any]]]:
     """The group's spans; where one record cannot be filled, the others are filled one by one."""
-    gaps = [gap for _, gap in group]
+    parts, span_length = [gap.parts for _, gap in group], group[0][1].span_length
     try:
-        if len(gaps) == 1:
-            found = [model.infill_blanks(gaps[0].parts, gaps[0].span_length, **arguments)]
+        if len(group) == 1:
+            found = [model.infill_blanks(parts[0], span_length, **arguments)]
         else:
-            parts = [gap.parts for gap in gaps]
-            found = model.infill_blanks(parts, gaps[0].span_length, **arguments)
+            found = model.infill_blanks(parts, span_length, **arguments)
     except (TypeError, ValueError) as error:
-        if len(gaps) == 1:
+        if len(group) == 1:
             skipped.add(group[0][0], str(error).replace("text 0 ", "the text ", 1))
         else:
             for item in group:

@@ -1,9 +1,10 @@
 """`magnet encode`: texts of any number to vectors, in constant memory."""
 
+import contextlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..locking import folder_lock
 from .loading import fingerprint
 from .options import OF_TEXTS, Encoding
 from .reading import Row, batches, count_rows, identify, read_texts
-from .writing import FORMATS, SKIPPED, JsonlFile, ShardFolder, Skipped, whole_file
+from .writing import FORMATS, SKIPPED, RowsFile, ShardFolder, Skipped, whole_file
 
 BATCHES_AT_ONCE = 32
 """The number of batches whose texts are held in memory and sorted by length together."""
@@ -40,11 +41,10 @@ class Encoder:
             ValueError: a text is too long; the message says which line it is.
         """
         texts = [row.value for row in rows]
-        encode: Callable = getattr(self, f"_{self.encoding.unit}")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".* texts were cut")  # counted here
-                vectors = encode(texts)
+                vectors = self._encode(texts)
         except ValueError as error:
             for row, length in zip(rows, self._lengths(texts), strict=True):
                 if length > self.limit:
@@ -74,43 +74,30 @@ class Encoder:
         whole = [self.prompt_text + text for text in texts]
         return [len(ids) for ids in self.model.text_tokenizer.ids(whole)]
 
-    def _sentences(self, texts: list[str]) -> Any:
-        encoding = self.encoding
-        return self.model.encode(
-            texts,
-            prompt=self.prompt_text,
-            batch_size=encoding.batch_size,
-            show_progress_bar=False,
-            normalize_embeddings=encoding.normalize,
-            truncate_dim=encoding.truncate_dim,
-            num_layers=encoding.num_layers,
-            precision=encoding.precision,
-            truncation=encoding.truncation,
-        )
-
-    def _tokens(self, texts: list[str]) -> list[dict[str, Any]]:
-        arrays = self.model.encode_tokens(
-            texts,
-            batch_size=self.encoding.batch_size,
-            show_progress_bar=False,
-            truncation=self.encoding.truncation,
-            num_layers=self.encoding.num_layers,
-        )
-        token_ids = self.model.text_tokenizer.ids(texts)
-        tokens = [
-            self.model.tokenizer.convert_ids_to_tokens(ids[: len(array)])
-            for ids, array in zip(token_ids, arrays, strict=True)
+    def _encode(self, texts: list[str]) -> Any:
+        how, model = self.encoding, self.model
+        common = {
+            "batch_size": how.batch_size, "num_layers": how.num_layers, "show_progress_bar": False,
+        }  # fmt: skip
+        if how.unit == OF_TEXTS:
+            return model.encode(
+                texts, prompt=self.prompt_text, normalize_embeddings=how.normalize,
+                truncate_dim=how.truncate_dim, precision=how.precision, truncation=how.truncation,
+                **common,
+            )  # fmt: skip
+        if how.unit == "words":
+            arrays = model.encode_words(texts, **common)
+            labels = [text.split() for text in texts]
+        else:
+            arrays = model.encode_tokens(texts, truncation=how.truncation, **common)
+            labels = [
+                model.tokenizer.convert_ids_to_tokens(ids[: len(array)])
+                for ids, array in zip(model.text_tokenizer.ids(texts), arrays, strict=True)
+            ]
+        return [
+            {how.unit: own, "vectors": array.tolist()}
+            for own, array in zip(labels, arrays, strict=True)
         ]
-        return _fields("tokens", tokens, arrays)
-
-    def _words(self, texts: list[str]) -> list[dict[str, Any]]:
-        arrays = self.model.encode_words(
-            texts,
-            batch_size=self.encoding.batch_size,
-            show_progress_bar=False,
-            num_layers=self.encoding.num_layers,
-        )
-        return _fields("words", [text.split() for text in texts], arrays)
 
 
 def encode_to_file(
@@ -119,7 +106,6 @@ def encode_to_file(
     """Encode all rows into one file, which takes its place when complete, or to standard output.
 
     Args:
-        encoder: what encodes.
         inputs: of `read_texts`.
         path: None is standard output, as JSONL.
         format: a key of `FORMATS`.
@@ -130,28 +116,29 @@ def encode_to_file(
     Raises:
         ValueError: of `Encoder`, or because no row could be used.
     """
-    keep_text = encoder.encoding.keep_text
-    if path is None:
-        skipped = Skipped()
-        lines = JsonlFile(sys.stdout.buffer, keep_text)
-        return _encode_all(encoder, inputs, lines, skipped), skipped
-    with tempfile.TemporaryDirectory() as scratch, whole_file(path) as file:
-        skipped = Skipped(Path(scratch) / SKIPPED if format == "npy" else None)
-        done = _encode_all(encoder, inputs, FORMATS[format](file, keep_text), skipped)
-        if format == "npy":
+    keep_text, lists_skipped = encoder.encoding.keep_text, format == "npy"
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        skipped = Skipped(scratch / SKIPPED if lists_skipped else None)
+        opened = sys.stdout.buffer if path is None else stack.enter_context(whole_file(path))
+        file = FORMATS[format](opened, keep_text)
+        rows = _progress(read_texts(inputs, encoder.encoding.column), inputs)
+        _encode_rows(encoder, skipped.filter(rows), file)
+        skipped.require_some(file.rows)
+        if not file.rows:
+            file.write([], encoder([]))
+        file.close()
+        if path is not None and lists_skipped:
             skipped.put(path.with_name(f"{path.name}.{SKIPPED}"))
-    return done, skipped
+    return file.rows, skipped
 
 
 def encode_to_shards(
     encoder: Encoder, inputs: Sequence[str], path: Path, format: str, shard_size: int
-) -> ShardFolder:
+) -> tuple[int, Skipped]:
     """Encode all rows into a folder of shards, after those that are finished.
 
-    Args:
-        encoder, inputs, format: as in `encode_to_file`.
-        path: the folder.
-        shard_size: rows in a shard.
+    Args, returns: as in `encode_to_file`; `shard_size` is the rows in a shard.
 
     Raises:
         BlockingIOError: another process writes to the folder.
@@ -160,45 +147,33 @@ def encode_to_shards(
     """
     path.mkdir(parents=True, exist_ok=True)
     with folder_lock(path):
-        return _encode_to_shards(encoder, inputs, path, format, shard_size)
+        settings = {**encoder.identity(), "format": format, "shard_size": shard_size}
+        folder = ShardFolder(path, format, encoder.encoding.keep_text, settings, identify(inputs))
+        try:
+            if not folder.manifest["complete"]:
+                _encode_shards(encoder, inputs, folder, shard_size)
+        except BaseException:
+            tqdm.write(folder.stands(), file=sys.stderr)
+            raise
+    return folder.manifest["rows"], folder.skipped
 
 
-def _encode_to_shards(
-    encoder: Encoder, inputs: Sequence[str], path: Path, format: str, shard_size: int
-) -> ShardFolder:
-    settings = {**encoder.identity(), "format": format, "shard_size": shard_size}
-    keep_text = encoder.encoding.keep_text
-    folder = ShardFolder(path, format, keep_text, settings, identify(inputs))
-    if folder.complete:
-        return folder
+def _encode_shards(
+    encoder: Encoder, inputs: Sequence[str], folder: ShardFolder, shard_size: int
+) -> None:
     begin = folder.next_index
     rows = dropwhile(lambda row: row.index < begin, read_texts(inputs, encoder.encoding.column))
     good = folder.skipped.filter(_progress(rows, inputs, begin))
-    try:
-        while first := next(good, None):
-            with folder.shard() as shard:
-                in_shard = chain([first], islice(good, shard_size - 1))
-                for batch in batches(in_shard, encoder.encoding.batch_size * BATCHES_AT_ONCE):
-                    shard.write(batch, encoder(batch))
-        folder.skipped.require_some(folder.rows)
-        folder.finish()
-    except BaseException:
-        tqdm.write(folder.stands(), file=sys.stderr)
-        raise
-    return folder
+    while first := next(good, None):
+        with folder.shard() as shard:
+            _encode_rows(encoder, chain([first], islice(good, shard_size - 1)), shard)
+    folder.skipped.require_some(folder.manifest["rows"])
+    folder.finish()
 
 
-def _encode_all(encoder: Encoder, inputs: Sequence[str], file: Any, skipped: Skipped) -> int:
-    done = 0
-    rows = _progress(read_texts(inputs, encoder.encoding.column), inputs)
-    for batch in batches(skipped.filter(rows), encoder.encoding.batch_size * BATCHES_AT_ONCE):
+def _encode_rows(encoder: Encoder, rows: Iterator[Row], file: RowsFile) -> None:
+    for batch in batches(rows, encoder.encoding.batch_size * BATCHES_AT_ONCE):
         file.write(batch, encoder(batch))
-        done += len(batch)
-    skipped.require_some(done)
-    if not done:
-        file.write([], encoder([]))
-    file.close()
-    return done
 
 
 def _progress(rows: Iterator[Row], inputs: Sequence[str], done: int = 0) -> Iterator[Row]:
@@ -207,10 +182,3 @@ def _progress(rows: Iterator[Row], inputs: Sequence[str], done: int = 0) -> Iter
     return iter(
         tqdm(rows, desc="Encoding", unit=" rows", total=total, initial=done, disable=not shown)
     )
-
-
-def _fields(name: str, labels: list[list[str]], arrays: list[Any]) -> list[dict[str, Any]]:
-    return [
-        {name: texts, "vectors": array.tolist()}
-        for texts, array in zip(labels, arrays, strict=True)
-    ]

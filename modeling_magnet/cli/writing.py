@@ -25,23 +25,35 @@ REPORTED = 100
 """So many faulty rows are reported one by one; further ones are counted."""
 
 
-class NpyFile:
-    """An array (rows, dimensions). Its header says how many rows, so it is written again at the end."""
+class RowsFile:
+    """Rows and what was computed of them, written in the input's order."""
 
     def __init__(self, file: BinaryIO, keep_text: bool = False):
-        if keep_text:
-            raise ValueError("a .npy file holds only vectors: keep the text in .parquet or .jsonl")
-        self.file = file
+        self.file, self.keep_text = file, keep_text
         self.rows = 0
-        self.like: np.ndarray | None = None
+        self.next_index = 0  # of the first row that is not in the file
 
-    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
-        """Add the rows' vectors (rows, dimensions)."""
-        if self.like is None:
+    def write(self, rows: Sequence[Row], vectors: Any) -> None:
+        """Add rows with their vectors (rows, dimensions), or in JSONL a dict of fields each."""
+        self._add(rows, vectors)
+        self.rows += len(rows)
+        self.next_index = rows[-1].index + 1 if rows else self.next_index
+
+    def _add(self, rows: Sequence[Row], vectors: Any) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Complete the file."""
+
+
+class NpyFile(RowsFile):
+    """An array (rows, dimensions). Its header says how many rows, so it is written again at the end."""
+
+    def _add(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
+        if not self.rows:
             self.like = vectors[:0]
             self._write_header()
         self.file.write(np.ascontiguousarray(vectors).tobytes())
-        self.rows += len(vectors)
 
     def close(self) -> None:
         """Complete the file."""
@@ -51,28 +63,19 @@ class NpyFile:
         self.file.seek(end)
 
     def _write_header(self) -> None:
-        assert self.like is not None
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self.like.dtype),
-            "fortran_order": False,
-            "shape": (self.rows, self.like.shape[1]),
-        }  # as long for any number of rows
+        descr = np.lib.format.dtype_to_descr(self.like.dtype)
+        shape = (self.rows, self.like.shape[1])  # the header is as long for any number of rows
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
-class ParquetFile:
+class ParquetFile(RowsFile):
     """The columns `index`, `text` where it is kept, and `vector`, a list of fixed size."""
 
-    def __init__(self, file: BinaryIO, keep_text: bool = False):
-        self.arrow = require("pyarrow", "writing Parquet")
-        self.parquet = require("pyarrow.parquet", "writing Parquet")
-        self.file = file
-        self.keep_text = keep_text
-        self.writer: Any = None
+    writer: Any = None
 
-    def write(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
-        """Add a row group."""
-        pa = self.arrow
+    def _add(self, rows: Sequence[Row], vectors: np.ndarray) -> None:
+        pa = require("pyarrow", "writing Parquet")
         columns = {"index": pa.array([row.index for row in rows], pa.int64())}
         if self.keep_text:
             columns["text"] = pa.array([row.value for row in rows], pa.string())
@@ -80,7 +83,8 @@ class ParquetFile:
         columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         table = pa.table(columns)
         if self.writer is None:
-            self.writer = self.parquet.ParquetWriter(self.file, table.schema)
+            parquet = require("pyarrow.parquet", "writing Parquet")
+            self.writer = parquet.ParquetWriter(self.file, table.schema)
         self.writer.write_table(table)
 
     def close(self) -> None:
@@ -88,26 +92,18 @@ class ParquetFile:
         self.writer.close()
 
 
-class JsonlFile:
+class JsonlFile(RowsFile):
     """An object a line: `index`, `text` where it is kept, and `vector`, or what the vectors are of."""
 
-    def __init__(self, file: BinaryIO, keep_text: bool = False):
-        self.file = file
-        self.keep_text = keep_text
-
-    def write(self, rows: Sequence[Row], vectors: Sequence[Any]) -> None:
-        """Add lines; a vector is an array, or a dict of fields in its place."""
+    def _add(self, rows: Sequence[Row], vectors: Sequence[Any]) -> None:
         for row, vector in zip(rows, vectors, strict=True):
             text = {"text": row.value} if self.keep_text else {}
             fields = vector if isinstance(vector, dict) else {"vector": vector.tolist()}
             self.file.write(json_line({"index": row.index, **text, **fields}))
         self.file.flush()
 
-    def close(self) -> None:
-        """Complete the file, which it is."""
 
-
-FORMATS = {"npy": NpyFile, "parquet": ParquetFile, "jsonl": JsonlFile}
+FORMATS: dict[str, type[RowsFile]] = {"npy": NpyFile, "parquet": ParquetFile, "jsonl": JsonlFile}
 
 
 def json_line(content: dict[str, Any]) -> bytes:
@@ -235,28 +231,18 @@ class ShardFolder:
         self.skipped = Skipped(path / SKIPPED, keep=self.manifest["skipped"])
 
     @property
-    def rows(self) -> int:
-        """Rows in finished shards."""
-        return self.manifest["rows"]
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of the input is done."""
-        return self.manifest["complete"]
-
-    @property
     def next_index(self) -> int:
         """The first row of the input that is in no finished shard."""
         return self.manifest["shards"][-1]["next_index"] if self.manifest["shards"] else 0
 
     @contextlib.contextmanager
-    def shard(self) -> Iterator["Shard"]:
+    def shard(self) -> Iterator[RowsFile]:
         """The next shard, which counts once the block is left without an error."""
         name = f"part-{len(self.manifest['shards']):05d}.{self.format}"
         with whole_file(self.path / name) as file:
-            shard = Shard(FORMATS[self.format](file, self.keep_text))
+            shard = FORMATS[self.format](file, self.keep_text)
             yield shard
-            shard.file.close()
+            shard.close()
         entry = {"file": name, "rows": shard.rows, "next_index": shard.next_index}
         self.manifest["shards"].append(entry)
         self.manifest["rows"] += shard.rows
@@ -271,7 +257,7 @@ class ShardFolder:
     def stands(self) -> str:
         """What there is after a stop, for its message."""
         return (
-            f"{len(self.manifest['shards'])} finished shards with {self.rows} rows stay in "
+            f"{len(self.manifest['shards'])} finished shards with {self.manifest['rows']} rows stay in "
             f"{self.path}, and the same command resumes after them"
         )
 
@@ -297,44 +283,23 @@ class ShardFolder:
         return found
 
     def _resume(self) -> None:
-        found = self._read_manifest()
-        if self.manifest["inputs"] is None:
-            raise ValueError(
-                f"{self.path} already holds a part, and standard input cannot be read again: give "
-                "files, or a new folder"
-            )
+        found, own = self._read_manifest(), self.manifest
         other = [
             f"{name} was {found['settings'].get(name)!r} and is {value!r}"
-            for name, value in self.manifest["settings"].items()
+            for name, value in own["settings"].items()
             if found["settings"].get(name) != value
         ]
-        if other:
-            raise ValueError(
-                f"{self.path} was started with other settings ({'; '.join(other)}): give those, or a "
-                "new folder"
-            )
-        if found["inputs"] != self.manifest["inputs"]:
-            raise ValueError(
-                f"{self.path} was started with another input, or it changed since (size or time): "
-                "give a new folder"
-            )
+        why = None
+        if own["inputs"] is None:
+            why = "already holds a part, and standard input cannot be read again: give files, or"
+        elif other:
+            why = f"was started with other settings ({'; '.join(other)}): give those, or"
+        elif found["inputs"] != own["inputs"]:
+            why = "was started with another input, or it changed since (size or time): give"
+        if why:
+            raise ValueError(f"{self.path} {why} a new folder")
         self.manifest = found
 
     def _write_manifest(self) -> None:
         with whole_file(self.path / MANIFEST) as file:
             file.write((json.dumps(self.manifest, indent=2) + "\n").encode())
-
-
-class Shard:
-    """A shard that is being written."""
-
-    def __init__(self, file: Any):
-        self.file = file
-        self.rows = 0
-        self.next_index = 0
-
-    def write(self, rows: Sequence[Row], vectors: Any) -> None:
-        """Add rows in the input's order."""
-        self.file.write(rows, vectors)
-        self.rows += len(rows)
-        self.next_index = rows[-1].index + 1
