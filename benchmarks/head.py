@@ -36,11 +36,7 @@ WAYS = ("no loss", "labelled", "all logits")
 
 
 def measure(way: str, base: str, blocks: int, length: int, steps: int) -> dict[str, float]:
-    """Run steps of one way in this process.
-
-    Returns:
-        `seconds`: median of a step, the first left out; `mib`: the process's peak memory.
-    """
+    """Run steps of one way in this process: the median `seconds` without the first, and the peak `mib`."""
     model: Any = load_for_training(base, ModelArguments(projection_head=False)).train()
     inner: Any = model.get_base_model()
     tokens = np.random.default_rng(0).integers(20, 40000, size=(blocks, length), dtype=np.int32)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 NOT_MEASURED = "not measured"
 
 HEAD = "| | Magnet | other | ratio | aim | holds |\n|---|---|---|---|---|---|"
@@ -126,12 +128,8 @@ def draw_lines(
     path: Path, curves: dict[str, list[tuple[float, float]]], x_label: str, y_label: str
 ) -> None:
     """A plot with a logarithmic x axis, from 0 on the y axis."""
-    import matplotlib  # slow, and needed at the end alone
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
     axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
@@ -142,4 +140,3 @@ def draw_lines(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)

@@ -141,11 +141,7 @@ def done(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
-    """Measure what is not done, and write all results.
-
-    Returns:
-        The table's rows; and by part, what made it fail.
-    """
+    """Measure what is not done, write all results, and return the rows, and by part what made it fail."""
     device = SUITES[options.suite].device
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("the suite gpu needs a CUDA device, there is none: take --suite cpu")

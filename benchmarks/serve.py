@@ -16,15 +16,9 @@ from .memory import peak_mib, reset_peak
 
 
 def answer(run, job: dict, vectors: str | None = None) -> dict:
-    """Run a job.
+    """Run a job by what a way's function returned.
 
-    Args:
-        run: what a way's function returned.
-        job: its arguments.
-        vectors: file to write the array `vectors` of the answer to.
-
-    Returns:
-        The answer without `vectors`, and `peak_mib`.
+    The answer gets `peak_mib`, and its array `vectors` goes to a file of that name, if one is given.
     """
     reset_peak()
     found = dict(run(**job))

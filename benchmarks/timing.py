@@ -30,10 +30,7 @@ class DifferentResultsError(Exception):
 class Worker:
     """A way, in a process of its own, so that its memory is its own and nothing is shared.
 
-    Args:
-        way: `module:function`; see `benchmarks.serve`.
-        python: the interpreter.
-        arguments: of the function.
+    `way` is `module:function`, see `benchmarks.serve`; `arguments` are the function's.
     """
 
     def __init__(self, way: str, python: str = sys.executable, **arguments: Any):
@@ -162,11 +159,7 @@ def median(answers: Sequence[Answer], figure: str = "seconds") -> float:
 
 
 def same_vectors(tolerance: float) -> Callable[[dict[str, Answer]], None]:
-    """A check that all ways give the first one's vectors, by the angle between them.
-
-    Args:
-        tolerance: the most that a cosine may lack to 1.
-    """
+    """A check that all ways give the first one's vectors, up to a cosine of 1 - tolerance."""
 
     def check(answers: dict[str, Answer]) -> None:
         (first, expected), *others = answers.items()

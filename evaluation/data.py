@@ -9,10 +9,12 @@ the Hub.
 """
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 
 from evaluation.common.writing import write_text
 
@@ -75,6 +77,25 @@ class Data:
         raise FileNotFoundError(
             f"{self.folder} has no {pattern.replace('|', ' or ')}: add it, or choose other --tasks"
         )
+
+
+def require(module: str) -> None:
+    """Raise an ImportError where a module of the extra `eval` is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f'{module} is not installed: pip install -e ".[eval]"')
+
+
+def check_unique(names: Sequence[str]) -> None:
+    """Raise a ValueError where two sources have the same name."""
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two sources have the name {min(twice)!r}: give each another")
+
+
+def drawn(count: int, limit: int | None, seed: int, least: int = 1) -> list[int]:
+    """Up to `limit` of the numbers below `count`, in their order."""
+    if limit is not None and limit < least:
+        raise ValueError(f"limit is {limit}: give {least} or more")
+    return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
 
 
 def fingerprint(sources: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from evaluation.common.views import start_of
 from evaluation.names import ModelName, check_code, resolve
 from modeling_magnet import MagnetMixin
-from modeling_magnet.batching import right_padded
+from modeling_magnet.batching import batches_of, right_padded
 from modeling_magnet.encoding import _as_words, _word_weights, check_states, checked_texts
 from modeling_magnet.tokenizing import TextTokenizer
 from modeling_magnet.training.base import load_base, single_token_id
@@ -44,8 +44,7 @@ class Model(Protocol):
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """Return one vector per sentence: (sentences, hidden).
 
-        Args:
-            prompt: the text to put before each, `""` for none. None: the model's own default.
+        The prompt is the text to put before each, `""` for none; None is the model's own default.
 
         Raises:
             TypeError: `sentences` is no sequence of strings.
@@ -57,9 +56,7 @@ class Model(Protocol):
     ) -> list[np.ndarray]:
         """Return one vector per word, (words, width) of each sentence, read without a prompt.
 
-        Args:
-            sentences: each a sequence of words, which are joined by one space.
-            states: which outputs of a language model; see the head of this module. An encoder has one.
+        Words are joined by one space. For `states` see the head of this module; an encoder has one.
 
         Raises:
             TypeError: `sentences` is no sequence of sequences of strings.
@@ -248,8 +245,7 @@ class _TokenModel:
     @torch.no_grad()
     def _read(self, rows: list[Row]) -> list[np.ndarray]:
         """Each row's vectors (vectors, hidden)."""
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].token_ids))
-        batches = [order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE)]
+        batches = batches_of([len(row.token_ids) for row in rows], BATCH_SIZE, None)
         vectors = [np.empty(0)] * len(rows)
         for batch in tqdm(batches, desc="Encoding", disable=len(batches) <= FEW_BATCHES):
             inputs = right_padded([rows[i].token_ids for i in batch], self.network.device)
@@ -341,11 +337,9 @@ def command_parser() -> argparse.ArgumentParser:
 def load_language_model(
     place: str, start_token: str | None = None, dtype: torch.dtype = torch.float32
 ) -> MagnetMixin:
-    """A model in evaluation mode, on the GPU where there is one.
+    """A model of `modeling_magnet.training.base.load_base`, on the GPU where there is one.
 
-    Args:
-        place: as for `modeling_magnet.training.base.load_base`.
-        start_token: text of the token that begins a sequence, if not the checkpoint's.
+    `start_token` is the text of the token that begins a sequence, if not the checkpoint's.
     """
     model: Any = load_base(place, dtype=dtype).eval().to(device())
     if start_token is not None:

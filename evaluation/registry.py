@@ -162,9 +162,7 @@ def perplexity_ratio(
 ) -> Figure:
     """The ratio of two perplexities of the same texts, with an interval that knows they are the same.
 
-    Args:
-        one, other: the details of the task `infilling`, of one model or of two.
-        view, than: the views of the two.
+    `one` and `other` are details of the task `infilling`, of one model or of two.
 
     Raises:
         ValueError: the texts are not the same.

@@ -1,8 +1,12 @@
 """What an evaluation ends with: a report in Markdown, and plots."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import LogLocator
 
 from evaluation.common.figures import Figure, table
 from evaluation.common.writing import markdown, write_text
@@ -24,9 +28,7 @@ def write_report(
 ) -> str:
     """Write `report.md` and the plots that there are figures for, and return the report.
 
-    Args:
-        records: of `evaluation.run`, the measured model's first.
-        base: the model whose perplexities the others' are also divided by, if there is one.
+    The measured model's records come first. The others' perplexities are also divided by the base's.
     """
     parts = [_head(records)] if records else ["# Evaluation\n\nNothing was measured."]
     for name, task in TASKS.items():
@@ -117,11 +119,7 @@ def _times(records: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(output: Path, tables: dict[str, Columns]) -> list[Path]:
-    """Draw what people would rather look at: STS bars, perplexity against windows, span lengths, positions.
-
-    Args:
-        tables: a task's name to its figures, by model. What has none is not drawn.
-    """
+    """Draw STS bars, perplexity against windows, span lengths, positions, where there are figures."""
     pictures = []
     if sts := tables.get("sts"):
         pictures.append(draw_bars(output / "sts.png", sts, "Spearman x 100"))
@@ -158,31 +156,21 @@ def _points(columns: Columns, marker: str) -> dict[str, list[tuple[float, Figure
 
 def draw_bars(path: Path, columns: Columns, label: str) -> Path:
     """Draw figures side by side, a colour a model, with their intervals."""
-    pyplot = _pyplot()
     names = list(dict.fromkeys(name for figures in columns.values() for name in figures))
-    width = 0.8 / len(columns)
-    figure, axis = pyplot.subplots(
-        figsize=(max(5, 1 + 0.5 * len(names) * len(columns)), 4), layout="constrained"
-    )
-    for i, (model, figures) in enumerate(columns.items()):
-        places = [n for n, name in enumerate(names) if name in figures]
-        found = [figures[names[n]] for n in places]
-        axis.bar(
-            [n + (i - (len(columns) - 1) / 2) * width for n in places],
-            [f.value for f in found],
-            width,
-            yerr=_errors(found),
-            capsize=2,
-            label=model,
-        )
-    axis.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
-    axis.set_xlim(-0.5, len(names) - 0.5)
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_ylabel(label)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    width, size = 0.8 / len(columns), max(5, 1 + 0.5 * len(names) * len(columns))
+    with _picture(path, 1, size) as (axis,):
+        for i, (model, figures) in enumerate(columns.items()):
+            shift = (i - (len(columns) - 1) / 2) * width
+            places = [n + shift for n, name in enumerate(names) if name in figures]
+            found = [figures[name] for name in names if name in figures]
+            axis.bar(
+                places, [f.value for f in found], width, yerr=_errors(found), capsize=2, label=model
+            )
+        axis.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+        axis.set_xlim(-0.5, len(names) - 0.5)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_ylabel(label)
+        axis.grid(axis="y", alpha=0.3)
     return path
 
 
@@ -192,45 +180,46 @@ def draw_lines(
     labels: tuple[str, str],
     groups: bool = False,
 ) -> Path:
-    """Draw lines with their intervals, a panel a title.
+    """Draw lines of points (x, figure) with their intervals, a panel a title.
 
-    Args:
-        panels: a title to lines by name, each of points (x, figure).
-        groups: draw each x as a group of its own, the lines beside each other, on a logarithmic
-            scale: for perplexities of few texts, whose intervals are wide and overlap.
+    With `groups`, each x is a group, the lines beside each other, on a logarithmic scale: for perplexities
+    of few texts, whose intervals are wide and overlap.
     """
-    pyplot = _pyplot()
-    from matplotlib.ticker import LogLocator
-
     panels = {title: lines for title, lines in panels.items() if lines}
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained"
-    )
-    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
-        values = sorted({x for points in lines.values() for x, _ in points})
-        models = list(dict.fromkeys(map(_model_of, lines)))  # a colour each
-        for n, (name, points) in enumerate(lines.items()):
-            where, found = zip(*sorted(points), strict=True)
+    with _picture(path, len(panels), 5 * len(panels)) as axes:
+        for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+            values = sorted({x for points in lines.values() for x, _ in points})
+            models = list(dict.fromkeys(map(_model_of, lines)))  # a colour each
+            for n, (name, points) in enumerate(lines.items()):
+                where, found = zip(*sorted(points), strict=True)
+                if groups:
+                    shift = 0.1 * (n - (len(lines) - 1) / 2)
+                    where = tuple(values.index(x) + shift for x in where)
+                axis.errorbar(
+                    where, [f.value for f in found], yerr=_errors(found), marker="o", markersize=4,
+                    capsize=2, label=name, color=f"C{models.index(_model_of(name))}",
+                    linestyle="--" if name.endswith("left only") else "-",
+                )  # fmt: skip
+            axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
+            axis.set_xticks(range(len(values)) if groups else values, [f"{x:g}" for x in values])
             if groups:
-                shift = 0.1 * (n - (len(lines) - 1) / 2)
-                where = tuple(values.index(x) + shift for x in where)
-            axis.errorbar(
-                where, [f.value for f in found], yerr=_errors(found), marker="o", markersize=4,
-                capsize=2, label=name, color=f"C{models.index(_model_of(name))}",
-                linestyle="--" if name.endswith("left only") else "-",
-            )  # fmt: skip
-        axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
-        axis.set_xticks(range(len(values)) if groups else values, [f"{x:g}" for x in values])
-        if groups:
-            axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("")
-        axis.grid(alpha=0.3)
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("")
+            axis.grid(alpha=0.3)
+    return path
+
+
+@contextmanager
+def _picture(path: Path, panels: int, width: float) -> Iterator[Sequence[Any]]:
+    """Axes side by side, which are saved with a legend each."""
+    figure = Picture(figsize=(width, 4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    yield axes
+    for axis in axes:
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return path
 
 
 def _model_of(line: str) -> str:
@@ -239,12 +228,3 @@ def _model_of(line: str) -> str:
 
 def _errors(found: Sequence[Figure]) -> list[list[float]]:
     return [[f.value - f.low for f in found], [f.high - f.value for f in found]]
-
-
-def _pyplot() -> Any:
-    import matplotlib  # slow, and not needed for a table
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

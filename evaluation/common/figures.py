@@ -39,11 +39,9 @@ class Figure(NamedTuple):
     def of_statistic(
         cls, statistic: Callable[[np.ndarray], float], count: int, seed: int = 0
     ) -> "Figure":
-        """What a function finds on examples, such as a rank correlation.
+        """What a function of the examples' numbers finds, such as a rank correlation.
 
-        Args:
-            statistic: of the numbers of examples (examples,), some more than once.
-            count: examples; they are drawn with replacement, as often as in `ratio_interval`.
+        The `count` examples are drawn with replacement, as often as in `ratio_interval`.
 
         Example:
             >>> values = np.array([1.0, 2.0, 3.0])
@@ -116,11 +114,7 @@ def ratio_interval(
 
 
 def table(columns: dict[str, dict[str, Figure]], digits: int = 2) -> str:
-    """Figures by name, side by side, as a table in Markdown.
-
-    Args:
-        columns: each column's name and its figures; one that lacks a figure shows `-`.
-    """
+    """Figures by name, side by side, as a table in Markdown; a column that lacks a figure shows `-`."""
     rows = []
     for name in dict.fromkeys(name for figures in columns.values() for name in figures):
         found = [figures.get(name) for figures in columns.values()]

@@ -1,14 +1,15 @@
-"""Texts continued greedily from their beginnings."""
+"""What a model writes greedily: after the beginning of a text, and in place of a missing sentence."""
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from evaluation.common.views import start_of
+from modeling_magnet.batching import batches_of
 
 PROMPT_WORDS = 5
 GREEDY = {
@@ -59,9 +60,8 @@ def continuations(
             raise ValueError(f"text {i} has a prompt of {count} tokens: give 1 or more")
     ends = id_set(model.generation_config.eos_token_id) | {settings.end_token_id, *start}
     written: list[list[int]] = [[] for _ in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))
-    for first in tqdm(range(0, len(order), batch_size), desc="Continuing"):
-        batch = order[first : first + batch_size]
+    batches = batches_of([len(prompt) for prompt in prompts], batch_size, None)
+    for batch in tqdm(batches, desc="Continuing"):
         rows = [torch.tensor(prompts[i], device=model.device) for i in batch]
         ids = pad_sequence(rows, batch_first=True, padding_side="left")  # (batch, longest)
         ones = [torch.ones_like(row) for row in rows]
@@ -90,9 +90,8 @@ def prompt_lengths(
 ) -> list[int]:
     """How many tokens of each text its prompt has.
 
-    Args:
-        characters: how many characters of each text are its prompt. None: those of its first 5
-            words, as the paper has it for WikiText-103.
+    A prompt is so many `characters` of each text, or the first 5 words, as the paper has it for
+    WikiText-103.
     """
     if characters is None:
         words = [list(re.finditer(r"\S+", text))[:PROMPT_WORDS] for text in texts]
@@ -109,3 +108,74 @@ def id_set(value: int | list[int] | None) -> set[int]:
     if value is None:
         return set()
     return {value} if isinstance(value, int) else set(value)
+
+
+Gap = tuple[Sequence[str], int]
+"""A story of five sentences, and the number of the missing one, 1 to 5."""
+
+
+class Parts(NamedTuple):
+    """The text before the missing sentence, itself, and the text after it."""
+
+    left: str
+    reference: str
+    right: str
+
+
+def parts_of(story: Sequence[str], gap: int) -> Parts:
+    """The parts of a story, its sentences joined by spaces."""
+    return Parts(" ".join(story[: gap - 1]), story[gap - 1], " ".join(story[gap:]))
+
+
+def checked(stories: Sequence[Sequence[str]], gaps: Sequence[int]) -> list[Gap]:
+    """Each story with its gap; a ValueError where they do not fit."""
+    if len(stories) != len(gaps):
+        raise ValueError(f"got {len(stories)} stories and {len(gaps)} gaps: give one gap per story")
+    for i, (story, gap) in enumerate(zip(stories, gaps, strict=True)):
+        if len(story) != 5 or not all(story) or gap not in range(1, 6):
+            raise ValueError(
+                f"story {i} is {list(story)}, its gap {gap}: give five sentences that are not empty, "
+                "and the number of one of them"
+            )
+    return list(zip(stories, gaps, strict=True))
+
+
+def token_counts(tokenizer, pairs: Sequence[Gap]) -> list[int]:
+    """Of each missing sentence its tokens, as they stand in the whole text."""
+    texts = [" ".join(story) for story, _ in pairs]
+    begins, ends = (
+        prompt_lengths(texts, tokenizer, [len(" ".join(story[: gap - n])) for story, gap in pairs])
+        for n in (1, 0)
+    )
+    return [end - begin for begin, end in zip(begins, ends, strict=True)]
+
+
+def fill_gaps(
+    model,
+    pairs: Sequence[Gap],
+    span_lengths: Sequence[int] | int | None,
+    batch_size: int,
+    description: str,
+    **arguments: Any,
+) -> list[str]:
+    """What `model.infill` writes greedily for each missing sentence, without white space around it.
+
+    `span_lengths` are the tokens of each gap, or of all; None: nobody gives a length.
+    """
+    parts = [parts_of(*pair) for pair in pairs]
+    written = [""] * len(pairs)
+    batches = batches_of([len(part.left) + len(part.right) for part in parts], batch_size, None)
+    for batch in tqdm(batches, desc=description):
+        lengths = span_lengths
+        if isinstance(lengths, Sequence):
+            lengths = [lengths[i] for i in batch]
+        spans = model.infill(
+            [parts[i].left for i in batch],
+            [f" {parts[i].right}".rstrip() for i in batch],
+            span_length=lengths,
+            **GREEDY,
+            **arguments,
+        )
+        for i, span in zip(batch, spans, strict=True):
+            written[i] = span.strip()
+    return written

@@ -7,7 +7,7 @@ import numpy as np
 from rouge_score import rouge_scorer
 
 from evaluation.common.figures import Figure
-from evaluation.common.gaps import Gap, checked, parts_of
+from evaluation.common.generating import Gap, checked, parts_of
 from evaluation.common.texts import sentences
 from evaluation.common.views import Row, perplexity, start_of, token_losses
 
@@ -48,7 +48,7 @@ def judge_infillings(
         - `empty`: infillings without a letter or digit.
     """
     pairs = checked(stories, gaps)
-    missing = [parts_of(*pair).missing for pair in pairs]
+    missing = [parts_of(*pair).reference for pair in pairs]
     shown = [line for story, _ in examples for line in story]
     everything = {**written, REFERENCE: missing}
     losses = _story_losses(everything, pairs, judge_model, batch_size)
@@ -100,7 +100,7 @@ def _story_losses(
 ) -> dict[str, list[np.ndarray]]:
     """By method, the losses of each story's tokens; without a start token, from the second on."""
     texts = [
-        " ".join(filter(None, parts_of(*pair)._replace(missing=text)))
+        " ".join(filter(None, parts_of(*pair)._replace(reference=text)))
         for method in written
         for text, pair in zip(written[method], pairs, strict=True)
     ]

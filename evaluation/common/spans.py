@@ -37,16 +37,11 @@ class Example(NamedTuple):
 
 
 def roc_examples(path: str | Path, model, seed: int = 0, limit: int | None = None) -> list[Example]:
-    """Stories with one sentence of five as the span, drawn by the seed.
-
-    Args:
-        model: a MAGNET model with a fast tokenizer and a start token, which predicts the first
-            sentence's first token.
-        seed: of the draw. The same stories have the same spans whatever the limit.
-        limit: the first stories to use; None: all.
+    """Stories with one sentence of five as the span, drawn by the seed, whatever the limit.
 
     Raises:
-        ValueError: as in `read_stories`, or the model has no start token.
+        ValueError: as in `read_stories`, or the model has no start token, which predicts the first
+            sentence's first token.
     """
     start = model.magnet_settings.start_token_id
     if start is None:
@@ -76,10 +71,7 @@ def text_examples(
     shortest: int = 64,
     longest: int = 512,
 ) -> list[Example]:
-    """Paragraphs with up to 3 spans of 8 to 32 tokens, such as those of WikiText-103.
-
-    Args:
-        shortest, longest: tokens that a paragraph must have; none is cut.
+    """Paragraphs of `shortest` to `longest` tokens with up to 3 spans of 8 to 32 tokens; none is cut.
 
     Raises:
         ValueError: as in `read_paragraphs`, or no paragraph fits.
@@ -96,16 +88,13 @@ def text_examples(
 def centred_examples(
     path: str | Path, model, length: int, seed: int = 0, limit: int = 100, longest: int = 512
 ) -> list[Example]:
-    """Paragraphs with one span of a given length in the middle (Appendix E).
+    """Paragraphs with one span of `length` tokens in the middle (Appendix E).
 
-    The same paragraphs whatever the length, so that spans of several lengths compare.
-
-    Args:
-        length: of the spans, in tokens; `LONGEST_SPAN` at most.
-        longest: tokens that a paragraph may have; it has at least twice `LONGEST_SPAN`.
+    They have twice `LONGEST_SPAN` to `longest` tokens. They are the same whatever the length, so that spans
+    of several lengths compare.
 
     Raises:
-        ValueError: as in `read_paragraphs`, no paragraph fits, or the span is too long.
+        ValueError: as in `read_paragraphs`, no paragraph fits, or the span exceeds `LONGEST_SPAN`.
     """
     if not 1 <= length <= LONGEST_SPAN:
         raise ValueError(f"the span length is {length}: give 1 to {LONGEST_SPAN}")
@@ -122,10 +111,7 @@ def centred_examples(
 def tokenize_rows(
     texts: list[str], model, shortest: int = 48, longest: int = 192, count: int = 64
 ) -> list[list[int]]:
-    """The first `count` texts of a fitting length, as token ids after the model's start token.
-
-    Args:
-        shortest, longest: tokens that a text must have; none is cut.
+    """The first `count` texts of `shortest` to `longest` tokens, the model's start token first; none is cut.
 
     Raises:
         ValueError: no text fits.
@@ -138,14 +124,10 @@ def tokenize_rows(
 
 
 def draw_spans(lengths: list[int], seed: int) -> list[list[int]]:
-    """Draw the spans to infill: up to 3 a text, of 8 to 32 tokens (section 4.3).
+    """Span maps of texts of these lengths: up to 3 spans a text, of 8 to 32 tokens (section 4.3).
 
-    Args:
-        lengths: of the texts in tokens.
-
-    Returns:
-        A span map for each text, with context before, between and after the spans. A text has as
-        many spans as leave each at least as much context as it may take.
+    Context stands before, between and after the spans. A text has as many spans as leave each at least as
+    much context as it may take.
     """
     generator = np.random.default_rng(seed)
     maps = []

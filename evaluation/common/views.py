@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from evaluation.common.figures import Figure
+from modeling_magnet.batching import batches_of
 
 VIEWS = ("both_sides", "left_only", "shuffled", "prompted")
 BLANK = " ___"
@@ -43,12 +44,7 @@ class Row(NamedTuple):
 
 
 def rows_of_view(view: str, model, example, spans: list[list[int]], seed: Any = 0) -> list[Row]:
-    """The rows whose scored tokens are, in order, those of an example's spans.
-
-    Args:
-        model: whose tokenizer and start token the prompt of `prompted` is made with.
-        example: with `token_ids` and `span_ids`.
-        spans: the token indices of each span.
+    """The rows whose scored tokens are, in order, those of an example's spans, given by token indices.
 
     Raises:
         ValueError: the view is unknown.
@@ -95,13 +91,7 @@ def _prompt(model, example, first: int) -> list[int]:
 
 @torch.no_grad()
 def token_losses(model, rows: list[Row], batch_size: int, description: str) -> list[np.ndarray]:
-    """The negative log-probability of each row's scored tokens; the head sees no others.
-
-    Args:
-        rows: in any order; those of similar length are read together.
-
-    Returns:
-        An array (scored tokens,) for each row, in the order of `rows`.
+    """The negative log-probability of each row's scored tokens, (scored tokens,); the head sees no others.
 
     Raises:
         ValueError: a row is longer than the checkpoint's `max_length`.
@@ -111,10 +101,8 @@ def token_losses(model, rows: list[Row], batch_size: int, description: str) -> l
     if longest > limit:
         raise ValueError(f"a row has {longest} positions, the limit is {limit}: give shorter texts")
     losses: list[np.ndarray] = [np.empty(0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].token_ids))
-    steps = range(0, len(rows), batch_size)
-    for first in tqdm(steps, desc=description):
-        chosen = order[first : first + batch_size]
+    batches = batches_of([len(row.token_ids) for row in rows], batch_size, None)
+    for chosen in tqdm(batches, desc=description):
         batch = [rows[i] for i in chosen]
         ids = _padded([row.token_ids for row in batch], model.device)  # (batch, length)
         hidden = _hidden_states(model, batch, ids)  # (batch, length, hidden)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.common.figures import Figure, table
-from evaluation.common.gaps import Gap, checked, fill_gaps, parts_of, token_counts
+from evaluation.common.generating import Gap, checked, fill_gaps, parts_of, token_counts
 from evaluation.common.judging import REFERENCE, judge_infillings
 from evaluation.common.texts import read_stories, sentences
 from evaluation.common.views import Row, perplexity, start_of, token_losses
@@ -56,12 +56,10 @@ def passages(texts: Sequence[str]) -> list[list[str]]:
 def draw(
     stories: Sequence[Sequence[str]], missing: str, limit: int, tokenizer, seed: int = 0
 ) -> list[Gap]:
-    """Texts, and which piece of each is missing.
+    """Texts of five sentences, and which piece of each is missing.
 
-    Args:
-        missing: one of `MISSING`: a sentence, or a run of words, for which a text is cut anew into five
-            pieces. Texts without room for the length that is drawn are left out.
-        tokenizer: a model's `text_tokenizer`, which counts the tokens, a word's with its space.
+    For a run of words a text is cut anew into five pieces; a word's tokens are counted with its space. Texts
+    without room for the length that is drawn are left out.
     """
     generator = np.random.default_rng(seed)
     drawn = [stories[i] for i in generator.permutation(len(stories))]
@@ -89,11 +87,7 @@ def draw(
 
 
 def write(model, pairs: Sequence[Gap], method: str, batch_size: int = 4) -> list[str]:
-    """The missing sentences as a method writes them, without white space around them.
-
-    Args:
-        pairs: five sentences each, and the number of the missing one.
-    """
+    """The missing sentences as a method writes them, without white space around them."""
     arguments: dict[str, Any] = {"span_lengths": LONGEST if method == "ends" else None}
     if method == "known":
         arguments["span_lengths"] = token_counts(model.text_tokenizer, pairs)
@@ -111,21 +105,17 @@ def compare(
     batch_size: int = 4,
     seed: int = 0,
 ) -> tuple[dict[str, dict[str, Figure]], dict[str, list[str]]]:
-    """Write what is missing by each method, and judge it.
-
-    Args:
-        gaps: the number of the missing one of each, 2 to 4.
-        judge_model: a language model that reads stories and seams; None: `model`.
-        judge_encoder: as in `judge_infillings`.
+    """Write what is missing by each method, and judge it by a language model, `model` by default.
 
     Returns:
         By method its figures: those of `judge_infillings`, and `tokens` (written, of those missing,
-        in %), `length error` (tokens, absolute, a mean), `seam perplexity` (of the suffix's first tokens after what was written) and `seconds`
-        a text; `reference` is the sentence that is missing. And by method what was written.
+        in %), `length error` (tokens, absolute, a mean), `seam perplexity` (of the suffix's first tokens
+        after what was written) and `seconds` a text; `reference` is the sentence that is missing. And by
+        method what was written.
     """
     pairs = checked(stories, gaps)
     judge = model if judge_model is None else judge_model
-    missing = [parts_of(*pair).missing for pair in pairs]
+    missing = [parts_of(*pair).reference for pair in pairs]
     written: dict[str, list[str]] = {}
     seconds: dict[str, Figure] = {}
     for method in methods:
@@ -202,9 +192,9 @@ def main(command_line: list[str] | None = None) -> None:
                 for method, found in figures.items()
             },
             "texts": [
-                {"left": left, "reference": reference, "right": right}
+                parts_of(*pair)._asdict()
                 | {"infillings": {method: texts[n] for method, texts in written.items()}}
-                for n, (left, reference, right) in enumerate(parts_of(*pair) for pair in pairs)
+                for n, pair in enumerate(pairs)
             ],
         }
     if options.output:

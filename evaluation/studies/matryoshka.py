@@ -41,14 +41,7 @@ def measure(
     batch_size: int = 32,
     seed: int = 0,
 ) -> tuple[Grid, dict[int, float]]:
-    """The correlation at each number of layers and each width, and the speed at each number of layers.
-
-    Args:
-        pairs: `COLUMNS` by name, the scores as numbers.
-        layers, dims: numbers for `num_layers` and `truncate_dim`.
-
-    Returns:
-        The grid, and sentences per second.
+    """Correlations by numbers of layers and widths, and sentences per second by numbers of layers.
 
     Raises:
         ValueError: the model has not so many layers or dimensions.
@@ -77,12 +70,7 @@ def _spearman(vectors: np.ndarray, scores: Sequence[float], seed: int) -> Figure
 def write(
     output: Path, grids: dict[str, Grid], speeds: dict[str, dict[int, float]], about: dict[str, Any]
 ) -> str:
-    """Write the figures, the table and the two pictures, and return the table.
-
-    Args:
-        grids, speeds: of each model by name.
-        about: what the figures were measured on and with.
-    """
+    """Write the figures of each model by name, the table and the two pictures, and return the table."""
     columns = {
         name: {
             f"{layers} layers, {dim} dimensions": figure

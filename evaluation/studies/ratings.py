@@ -46,11 +46,7 @@ Answers = dict[str, dict[str, str]]
 def read_infillings(inputs: Sequence[str]) -> list[dict[str, Any]]:
     """The stories of one or more files, with all their infillings.
 
-    Args:
-        inputs: a file, or several as `NAME=FILE`; a named file's methods are `NAME/METHOD`.
-
-    Returns:
-        Stories as of `evaluation.tasks.prompting.measure_prompting`.
+    Of several files as `NAME=FILE`, the methods are `NAME/METHOD`.
 
     Raises:
         ValueError: a file holds no infillings, a name lacks or comes twice, or the files hold
@@ -91,10 +87,7 @@ def _identity(story: dict[str, Any]) -> tuple:
 def blind_pairs(
     stories: Sequence[dict[str, Any]], methods: Sequence[str], count: int, seed: int = 0
 ) -> tuple[list[dict[str, str]], Key]:
-    """Pair infillings without saying who wrote them.
-
-    Returns:
-        The rows of the sheet, with `COLUMNS`, and the key.
+    """The rows of a sheet, which do not say who wrote the infillings, and the key.
 
     Raises:
         ValueError: there are fewer stories or methods, a method comes twice or is unknown.

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
-from evaluation.common.gaps import parts_of
-from evaluation.common.generating import GREEDY
+from evaluation.common.generating import GREEDY, parts_of
 from evaluation.common.texts import read_stories
 from evaluation.common.writing import output_file, write_text
 from evaluation.models import command_parser, load_language_model

@@ -8,20 +8,16 @@ scored, none twice. The figure is per token, so it compares models of one tokeni
 
 from pathlib import Path
 
-import numpy as np
-
 from evaluation.common.figures import Figure
 from evaluation.common.texts import read_paragraphs
 from evaluation.common.views import Row, perplexity, start_of, token_losses
+from evaluation.data import drawn
 
 
 def blocks_of(
     path: str | Path, model, length: int = 512, limit: int | None = None, seed: int = 0
 ) -> list[list[int]]:
-    """Token ids of blocks of a text, each after the model's start token.
-
-    Args:
-        length: tokens in a block, start token included; what is left at the end is dropped.
+    """Token ids of blocks of a text, of `length` tokens with the model's start token; the rest is dropped.
 
     Raises:
         ValueError: as in `read_paragraphs`, or the text has not a block.
@@ -32,15 +28,12 @@ def blocks_of(
     count = len(token_ids) // size
     if not count:
         raise ValueError(f"{path} has {len(token_ids)} tokens, a block {size}: give a longer text")
-    chosen = sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
+    chosen = drawn(count, limit, seed)
     return [first + token_ids[i * size : (i + 1) * size] for i in chosen]
 
 
 def measure_causal(model, blocks: list[list[int]], batch_size: int = 8, seed: int = 0) -> Figure:
     """Perplexity of all tokens of the blocks but each first, with its interval over blocks.
-
-    Args:
-        blocks: token ids, such as those of `blocks_of`; each two or more.
 
     Example:
         >>> measure_causal(model, [[0, 504, 260, 504]]).examples

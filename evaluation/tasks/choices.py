@@ -20,10 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from evaluation.common.figures import Figure
-from evaluation.data import CHOICES
+from evaluation.data import CHOICES, check_unique, drawn, require
 
 TITLES = {"mmlu": "MMLU", "arc_easy": "ARC-easy", "piqa": "PIQA"}
 FOLDERS = ("arc", "mmlu/default", "piqa")  # lm-eval takes up to 20 s to index all of its tasks
@@ -65,10 +63,14 @@ def measure_choices(
     figures = {}
     for source in sources:
         loaded = _load(source)
-        drawn = _drawn(
-            {name: len(task.eval_docs) for name, task in loaded.tasks.items()}, limit, seed
-        )
-        samples = _samples(model, loaded.tasks, drawn, batch_size, shots)
+        pool = [
+            (name, i) for name, task in loaded.tasks.items() for i in range(len(task.eval_docs))
+        ]
+        chosen: dict[str, list[int]] = {}  # by task, in their order, which lm-eval needs
+        for place in drawn(len(pool), limit, seed):
+            name, i = pool[place]
+            chosen.setdefault(name, []).append(i)
+        samples = _samples(model, loaded.tasks, chosen, batch_size, shots)
         for name, members in loaded.groups.items():
             found = [sample for member in members for sample in samples.get(member, [])]
             for metric, suffix in METRICS.items():
@@ -88,13 +90,8 @@ def check_choices(sources: Sequence[str]) -> None:
             an answer among them.
         ConnectionError: a task is not in the cache, and the Hub cannot be reached.
     """
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise ImportError('lm-eval is not installed: pip install -e ".[eval]"') from error
-    names = [_title(source) for source in sources]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two sources have the name {min(twice)!r}: give each another")
+    require("lm_eval")
+    check_unique([_title(source) for source in sources])
     for source in sources:
         _load(source)
 
@@ -168,7 +165,7 @@ def _file_task(name: str, questions: list[dict[str, Any]]) -> Any:
 def _samples(
     model: Any,
     tasks: dict[str, Any],
-    drawn: dict[str, list[int]],
+    chosen: dict[str, list[int]],
     batch_size: int,
     shots: int,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -181,7 +178,7 @@ def _samples(
             with redirect_stderr(stderr):  # for the one bar that is of use
                 return super().loglikelihood(requests)
 
-    for name in drawn:
+    for name in chosen:
         tasks[name].set_config("num_fewshot", shots)
         tasks[name].set_fewshot_seed(seed=1234)  # lm-eval's own
     stderr = sys.stderr
@@ -189,24 +186,12 @@ def _samples(
         # lm-eval may give a tokenizer a padding token: it gets one of its own.
         tokenizer = copy.deepcopy(model.tokenizer)
         reader = Reader(model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
-        chosen = {"tasks": {name: tasks[name] for name in drawn}, "groups": {}}
-        found = evaluate(lm=reader, task_dict=chosen, samples=drawn, bootstrap_iters=0)
+        asked = {"tasks": {name: tasks[name] for name in chosen}, "groups": {}}
+        found = evaluate(lm=reader, task_dict=asked, samples=chosen, bootstrap_iters=0)
     if cuts.count:
         got = f"{cuts.count} choices were cut from the left to {reader.max_length} tokens"
         warnings.warn(got, stacklevel=3)
     return found["samples"]
-
-
-def _drawn(counts: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
-    """Numbers of questions by task, in their order, which lm-eval needs; tasks without are left out."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: give 1 or more")
-    pool = [(name, i) for name, count in counts.items() for i in range(count)]
-    drawn: dict[str, list[int]] = {}
-    for place in sorted(np.random.default_rng(seed).permutation(len(pool))[:limit].tolist()):
-        name, i = pool[place]
-        drawn.setdefault(name, []).append(i)
-    return drawn
 
 
 def _read_questions(path: str) -> list[dict[str, Any]]:

@@ -78,13 +78,7 @@ def infilling_scores(
     batch_size: int = 8,
     seed: int = 0,
 ) -> list[SpanScore]:
-    """Score the original tokens of every span in each view.
-
-    Args:
-        model: a MAGNET model in evaluation mode, as `from_pretrained` returns it.
-
-    Returns:
-        A score for each span, in the order of the examples.
+    """A score for each span, in the order of the examples: its original tokens in each view.
 
     Raises:
         ValueError: there are no examples or views, a view is unknown, an example has no span or

@@ -27,8 +27,15 @@ from typing import Any
 import numpy as np
 
 from evaluation.common.figures import Figure, table
-from evaluation.common.gaps import Gap, checked, fill_gaps, parts_of, token_counts
-from evaluation.common.generating import continuations, id_set
+from evaluation.common.generating import (
+    Gap,
+    checked,
+    continuations,
+    fill_gaps,
+    id_set,
+    parts_of,
+    token_counts,
+)
 from evaluation.common.judging import JUDGEMENTS, REFERENCE, judge_infillings
 from evaluation.common.texts import read_stories, sentences
 from evaluation.common.writing import output_file, write_json
@@ -61,11 +68,7 @@ IN_QUOTES = re.compile(r"[\"“]([^\"“”]*)[\"”]*\.?")
 
 
 def prompt_of(method: str, story: Sequence[str], gap: int, examples: Sequence[Gap] = ()) -> str:
-    r"""The text that the model continues.
-
-    Args:
-        gap: the number of the missing one, 1 to 5.
-        examples: stories that `five_shot` shows solved.
+    r"""The text that the model continues; `five_shot` shows the examples solved.
 
     Example:
         >>> prompt_of("contextual", ["It rains.", "It pours.", "A.", "B.", "C."], 2)[:63]
@@ -210,7 +213,7 @@ def measure_prompting(
     )
     infillings = [
         {"story": i + 1, "gap": gaps[i]}
-        | dict(zip(("left", "reference", "right"), parts_of(stories[i], gaps[i]), strict=True))
+        | parts_of(stories[i], gaps[i])._asdict()
         | {"infillings": {method: texts[n] for method, texts in written.items()}}
         for n, i in enumerate(chosen)
     ]

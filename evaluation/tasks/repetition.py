@@ -88,9 +88,8 @@ def measure_repetition(
 ) -> dict[str, Figure]:
     """Repetition in what a model writes after the beginnings of texts, and in the texts themselves.
 
-    Args:
-        path: a .tsv of stories (prompt: the first sentence), or lines as of WikiText (prompt: 5
-            words), of which those are taken that are as long as what is written.
+    The file is a .tsv of stories (prompt: the first sentence), or lines as of WikiText (prompt: 5 words), of
+    which those are taken that are as long as what is written.
 
     Returns:
         `Rep-Sen` and `Rep-n` of the continuations in percent, and of the true ones, such as

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from evaluation.common.figures import RESAMPLES, Figure, ratio_interval
 from evaluation.common.texts import read_columns
-from evaluation.data import CLUSTERING, STS
+from evaluation.data import CLUSTERING, STS, check_unique, drawn, require
 from evaluation.models import Model
 
 HIGHEST_SCORE = 5  # of similarity, as in all of `STS`
@@ -125,9 +125,8 @@ def measure_clustering(
 def prompt_of(model: Model, task: str) -> str | None:
     """The text that stands before each sentence of a task: `STS`, or the name of one of clustering.
 
-    Returns:
-        For a language model its checkpoint's prompt of that name, by default the instruction of
-        Table 8, or None, the model's own default, where there is none. For an encoder `""`.
+    For a language model it is the checkpoint's prompt of that name, by default the instruction of Table 8,
+    or None, the model's own default, where there is none. For an encoder it is `""`.
     """
     return model.language_model.magnet_settings.prompts.get(task) if model.language_model else ""
 
@@ -142,7 +141,7 @@ def check_sts(sources: Sequence[str]) -> None:
             of fields or an empty sentence, a score that is no number from 0 to 5, or one score alone.
         ConnectionError: a task is not in the cache, and the Hub cannot be reached.
     """
-    _need_mteb()
+    require("mteb")
     for source, _ in _named(sources):
         _sts_task(source)
 
@@ -153,19 +152,15 @@ def check_clustering(sources: Sequence[str]) -> None:
     Raises:
         ImportError, ValueError, ConnectionError: as in `check_sts`; or a set has one label alone.
     """
-    _need_mteb()
+    require("mteb")
     for source, _ in _named(sources):
         _clustering_task(source)
 
 
 def spearman_interval(one: ArrayLike, two: ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of Spearman's rank correlation: pairs are drawn again, and ranked anew.
+    """95 % bootstrap interval of Spearman's rank correlation of pairs, NaN where a side is constant.
 
-    Args:
-        one, two: (pairs,) what is correlated.
-
-    Returns:
-        The lower and the upper end, NaN where `one` or `two` is constant.
+    Pairs are drawn again, and ranked anew.
     """
     columns = np.asarray(one), np.asarray(two)
     count = len(columns[0])
@@ -213,7 +208,7 @@ def _sts_task(source: str, limit: int | None = None, seed: int = 0) -> Any:
     else:
         task = _hub_task(source, AbsTaskSTS, STS)
     split = task.metadata.eval_splits[0]
-    pairs = task.dataset[split].select(_drawn(len(task.dataset[split]), limit, seed))
+    pairs = task.dataset[split].select(drawn(len(task.dataset[split]), limit, seed, least=2))
     _check_varied(pairs["score"], "score", f"{source}, {len(pairs)} pairs")
     task.dataset = {split: pairs}
     return task
@@ -234,7 +229,7 @@ def _clustering_task(source: str, limit: int | None = None, seed: int = 0) -> An
             {name: row[name] for name in ("sentences", "labels")} for row in task.dataset[split]
         ]
     for columns in sets:
-        chosen = _drawn(len(columns["labels"]), limit, seed)
+        chosen = drawn(len(columns["labels"]), limit, seed, least=2)
         columns |= {name: [values[i] for i in chosen] for name, values in columns.items()}
         _check_varied(columns["labels"], "label", f"{source}, {len(chosen)} texts")
     if file:
@@ -302,25 +297,10 @@ def _read_pairs(path: str) -> dict[str, list]:
 def _named(sources: Sequence[str]) -> list[tuple[str, str]]:
     """Each source and its name, which no other may have."""
     names = [Path(source).stem if source.endswith(".tsv") else source for source in sources]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two sources have the name {min(twice)!r}: give each another")
+    check_unique(names)
     return list(zip(sources, names, strict=True))
-
-
-def _drawn(count: int, limit: int | None, seed: int) -> list[int]:
-    """So many of the numbers below `count`, in their order."""
-    if limit is not None and limit < 2:
-        raise ValueError(f"limit is {limit}: give 2 or more")
-    return sorted(np.random.default_rng(seed).permutation(count)[:limit].tolist())
 
 
 def _check_varied(values: Sequence[Any], what: str, where: str) -> None:
     if len(set(values)) < 2:
         raise ValueError(f"{where}: every {what} is {values[0]!r}, expected two or more")
-
-
-def _need_mteb() -> None:
-    try:
-        import mteb  # noqa: F401
-    except ImportError as error:
-        raise ImportError('mteb is not installed: pip install -e ".[eval]"') from error

@@ -40,9 +40,8 @@ VIEWS = ("both sides", "left only")
 def read_articles(path: str | Path) -> list[str]:
     """The articles of a file, without their headings, each a text with a paragraph a line.
 
-    Args:
-        path: of WikiText-103 (`.tokens`), where a line ` = Title = ` begins an article; or a `.jsonl` or
-            `.parquet` with `text` and `title`, where rows of one title that follow each other are one.
+    In WikiText-103 (`.tokens`) a line ` = Title = ` begins an article. In a `.jsonl` or `.parquet` with `text` and
+    `title`, rows of one title that follow each other are one.
 
     Raises:
         ValueError: there is none, or as in `read_rows`.
@@ -67,10 +66,7 @@ def read_articles(path: str | Path) -> list[str]:
 def middles(
     texts: Sequence[str], model, seed: int = 0, limit: int | None = None, length: int = WINDOWS[-1]
 ) -> list[list[int]]:
-    """The token ids of the middle of articles that are long enough, drawn by the seed.
-
-    Args:
-        length: tokens of each, without a start token.
+    """The `length` token ids in the middle of articles that have as many, drawn by the seed.
 
     Raises:
         ValueError: none is long enough.
@@ -93,10 +89,7 @@ def measure_windows(
 ) -> dict[str, Figure]:
     """Perplexity of a missing span against the window around it, and a paragraph's vector in each.
 
-    Args:
-        model: a MAGNET model in evaluation mode, with a start token.
-        articles: of `middles`, each at least as long as the longest window.
-        windows: as `WINDOWS`, the shortest first.
+    The model needs a start token. The shortest window comes first; the articles are as long as the longest.
 
     Returns:
         For each window `both sides` and `left only`, and their ratio, with an interval of its own; for

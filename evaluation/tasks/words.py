@@ -91,13 +91,9 @@ def score(
 ) -> dict[str, Figure]:
     """Token accuracy and, for chunks and entities, the span scores of seqeval's default mode.
 
-    Args:
-        predictions, gold: the tags of each sentence, and the true ones.
-        kind: `chunk`, `ner` or `pos`.
-        seed: of the intervals, which resample the sentences.
-
     Returns:
-        `accuracy`, and but for `pos` `precision`, `recall` and `f1`, from 0 to 1, over sentences.
+        `accuracy`, and but for `pos` `precision`, `recall` and `f1`, from 0 to 1, over sentences, which
+        the intervals resample.
 
     Raises:
         ValueError: predictions and gold differ in length or are empty, or `kind` is unknown.

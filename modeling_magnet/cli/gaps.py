@@ -58,11 +58,6 @@ def gap_of(record: dict[str, Any], blank: str, span_length: int | None) -> Gap:
 def check_stream(gap: Gap | None, samples: int, output: str) -> None:
     """Refuse what plain text that comes as it is written cannot show.
 
-    Args:
-        gap: of `magnet infill`; None: a prompt of `magnet generate`.
-        samples: how many are asked for.
-        output: where to.
-
     Raises:
         ValueError: several blanks or samples, or a file.
     """

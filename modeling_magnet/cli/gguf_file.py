@@ -65,10 +65,7 @@ def check(model: Any, encodes: bool = False) -> None:
 def write(model: Any, path: Path, encodes: bool = False) -> None:
     """Write weights in the model's dtype (norms in float32), settings, tokenizer and chat template.
 
-    Args:
-        model: a Llama.
-        path: a new file.
-        encodes: write what is read from both sides and gives vectors, not what generates.
+    With `encodes`, the file is read from both sides and gives vectors, instead of generating.
     """
     gguf = require("gguf", "--to gguf")
     check(model, encodes)

@@ -88,12 +88,9 @@ def read_rows(
 
 
 def read_texts(inputs: Sequence[str], column: str | None) -> Iterator[Row]:
-    """Read one text per row.
+    """Read one text per row, from the column `text` by default, of all kinds but `.txt`.
 
-    Args:
-        inputs: as in `read_rows`.
-        column: where the text is, of all kinds but `.txt`; None: `text`. Standard input is JSONL where a
-            column is named, lines of text where none is.
+    Standard input is JSONL where a column is named, lines of text where none is.
     """
     name = column or "text"
     for row in read_rows(inputs, [name], ".txt" if column is None else ".jsonl"):

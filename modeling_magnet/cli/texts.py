@@ -147,12 +147,9 @@ def decoder_after(model: Any, before: str) -> TextTokenizer:
 
 
 class Streamer(TextStreamer):
-    """Writes new text to standard output as it is generated.
+    """Writes new text to standard output as it is generated, after the text `before`.
 
-    Args:
-        model: that writes.
-        before: the text that the new text stands after.
-        after_space: leave out the new text's first spaces.
+    With `after_space`, the new text's first spaces are left out.
     """
 
     def __init__(self, model: Any, before: str, after_space: bool = False):
