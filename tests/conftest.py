@@ -1,5 +1,6 @@
 """Fixtures: tiny random models, and the real base model where it is installed."""
 
+import gc
 import importlib.util
 
 import pytest
@@ -7,6 +8,11 @@ from tiny import ARCHITECTURES, make_model
 
 from modeling_magnet import MagnetMixin, gguf_cache
 from modeling_magnet.training.base import load_base
+
+
+def pytest_collection_finish():
+    """Every later collection of garbage, of which each training run asks for two, skips what is imported."""
+    gc.freeze()
 
 
 @pytest.fixture

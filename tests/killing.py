@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from processes import start
 
 STEPS = ("mkdir", "rename", "replace", "unlink", "rmdir", "utime")
 """What `pathlib` and `shutil` change names by, and the end of a copy."""
@@ -64,12 +63,15 @@ def stopped_at_each_step(
 
 def kill_when(file: Path, *arguments) -> None:
     """Start a Python process with these arguments, and kill it as soon as a file exists."""
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
-    while not file.exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = start(*arguments, log=log)
+        while not file.exists():
+            assert process.is_alive(), f"it ended before it could be killed: {log.read_text()}"
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def _stop():

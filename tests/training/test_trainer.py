@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
+from killing import kill_when
 from peft import AutoPeftModelForCausalLM
+from processes import start
 from tiny import SENTENCES, SLIDING, make_model
 from torch.nn import functional as F
 from transformers import AutoModel
@@ -30,6 +31,7 @@ from modeling_magnet.training.run_folders import save_run
 from modeling_magnet.training.train import train
 
 ROOT = Path(__file__).parents[2]
+TRAIN = "modeling_magnet.training.train"
 
 
 def trainer_for(arguments):
@@ -204,14 +206,9 @@ def losses(folder):
     return {name: values for name, values in curves.items() if name != "learning_rate"}
 
 
-def start(corpus, environment=None, **kwargs):
+def in_a_process(corpus, **how):
     """`python -m modeling_magnet.training.train` on the config that `run` wrote last."""
-    command = [sys.executable, "-m", "modeling_magnet.training.train", corpus / "config.yaml"]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+    return start("-m", TRAIN, corpus / "config.yaml", log=corpus / "log", **how)
 
 
 LONG = {
@@ -230,18 +227,19 @@ def test_a_run_killed_twice_at_random_gives_the_losses_of_a_whole_one(run, corpu
     run(**LONG)
     wait = random.Random(0)
     for _ in range(2):
-        killed = start(corpus)
+        killed = in_a_process(corpus)
         begun = len(list((corpus / "out").glob("checkpoint-*")))
         while len(list((corpus / "out").glob("checkpoint-*"))) <= min(begun, 1):
-            assert killed.poll() is None, killed.stderr.read()
+            assert killed.is_alive(), (corpus / "log").read_text()
             time.sleep(0.02)
         time.sleep(wait.uniform(0, 0.4))
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
+        killed.kill()
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL
     assert not (corpus / "out" / "model").exists()
-    finished = start(corpus)
-    _, errors = finished.communicate()
-    assert finished.returncode == 0, errors
+    finished = in_a_process(corpus)
+    finished.join()
+    assert finished.exitcode == 0, (corpus / "log").read_text()
     assert losses(corpus / "out") == losses(corpus / "whole")
     one, two = (
         AutoModel.from_pretrained(corpus / name / "model", trust_remote_code=True).encode(SENTENCES)
@@ -279,22 +277,17 @@ def test_a_checkpoint_in_pieces_is_said_and_the_one_before_is_used(run, corpus, 
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(run, corpus):
-    """RLIMIT_FSIZE stands for it: the optimizer's file is larger than the adapter's."""
+    """There is room for the adapter's file, but not for the optimizer's, which is larger."""
     run(**LONG)
-    done = start(corpus)
-    while not (corpus / "out" / "checkpoint-3" / "trainer_state.json").exists():
-        assert done.poll() is None
-        time.sleep(0.02)
-    done.kill()
-    done.communicate()
-    adapter = (corpus / "out" / "checkpoint-3" / "adapter_model.safetensors").stat().st_size
-    limit = (adapter + 1000, adapter + 1000)
+    checkpoint = corpus / "out" / "checkpoint-3"
+    kill_when(checkpoint / "trainer_state.json", "-m", TRAIN, corpus / "config.yaml")
     for path in (corpus / "out").glob("checkpoint-*"):
-        if path.name != "checkpoint-3":
+        if path != checkpoint:
             (path / "trainer_state.json").unlink(missing_ok=True)
-    full = start(corpus, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
-    _, errors = full.communicate()
-    assert full.returncode != 0 and "Error" in errors
+    room = (checkpoint / "adapter_model.safetensors").stat().st_size + 1000
+    full = in_a_process(corpus, largest=room)
+    full.join()
+    assert full.exitcode == 1 and "Error" in (corpus / "log").read_text()
     assert last_complete_checkpoint(corpus / "out").endswith("checkpoint-3")
 
 
@@ -540,9 +533,12 @@ def test_results_curves_and_tensorboard(run, corpus):
 def test_push_to_hub_uploads_the_merged_model_with_its_card(run, corpus, tmp_path):
     run(push_to_hub=True, hub_model_id="adapted", max_steps=1)
     with HubServer() as hub:
-        pushed = start(corpus, hub.environment(tmp_path / "cache"))
-        _, errors = pushed.communicate()
-        assert pushed.returncode == 0, errors
+        pushed = subprocess.run(
+            [sys.executable, "-m", TRAIN, corpus / "config.yaml"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(tmp_path / "cache")},
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert pushed.returncode == 0, pushed.stderr
         files = hub.files("hf-test-user/adapted")
     assert {"model.safetensors", "modeling_magnet.py", "modules.json"} <= files.keys()
     assert b"| seed | 42 |" in files["README.md"]
