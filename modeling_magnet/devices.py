@@ -1,4 +1,4 @@
-"""Where a model computes, and in which state, without changing the model itself."""
+"""Makes views and copies of a model that compute elsewhere or otherwise, and leaves the model unchanged."""
 
 import copy
 import functools
@@ -9,10 +9,10 @@ import torch
 
 
 def usable_device(device: str | int | torch.device) -> torch.device:
-    """The device of a name: `cuda` is `cuda:<current>`, as only an index makes two comparable.
+    """The device of a name. `cuda` becomes `cuda:<current>`, since two devices compare only with an index.
 
     Args:
-        device: as torch takes it.
+        device: any form that torch accepts.
 
     Raises:
         ValueError: torch does not know it, this machine does not have it, or it holds no values.
@@ -32,7 +32,7 @@ def usable_device(device: str | int | torch.device) -> torch.device:
 
 
 def input_device(model) -> torch.device:
-    """Where a model takes its tokens; weights that accelerate has put elsewhere come there in turn."""
+    """The device on which a model takes its tokens. accelerate moves weights there if it put them elsewhere."""
     hook = getattr(model, "_hf_hook", None)
     return model.device if hook is None else torch.device(hook.execution_device)
 
@@ -61,11 +61,11 @@ def chosen_devices(model, device) -> list[torch.device]:
 
 
 def inference_model(model, device: torch.device | None = None) -> Any:
-    """The model in evaluation mode and on a device: itself if it is, else a copy for one call.
+    """The model in evaluation mode and on a device: the model itself if it already is, else a copy.
 
-    Dropout that is switched off, or weights that are moved, are so in every thread that uses the
-    model; and memory that runs out on the way leaves half of it moved. So the model itself stays as
-    it is. The copy shares all weights that need not move.
+    Switching dropout off or moving weights would affect every thread that uses the model, and running
+    out of memory on the way would leave it half moved. So the model itself does not change. The copy
+    shares all weights that need not move.
 
     Args:
         model: a MAGNET model.
@@ -86,14 +86,14 @@ def inference_model(model, device: torch.device | None = None) -> Any:
 
 
 def apply_is_causal(model, arguments: dict[str, Any]) -> Any:
-    """The model for a call with these keyword arguments: itself, or for `is_causal=False` a view of it.
+    """The model for a call with these arguments: the model itself or, for `is_causal=False`, a view of it.
 
-    transformers writes that keyword into the config while the call lasts, where calls in other threads
-    read it. The view shares everything but its config.
+    transformers writes that argument into the config during the call, and calls in other threads would
+    read it there. The view shares everything except the config.
 
     Args:
         model: a causal language model, or its decoder.
-        arguments: of its forward pass; only flash attention is given `is_causal`.
+        arguments: of its forward pass. Only flash attention gets `is_causal`.
     """
     if arguments.get("is_causal") is not False:
         return model
@@ -107,14 +107,14 @@ def apply_is_causal(model, arguments: dict[str, Any]) -> Any:
 
 
 def first_layers(decoder, num_layers: int) -> Any:
-    """A decoder that stops early: a view with its first layers, which shares all else.
+    """A view of a decoder with only its first layers, which shares everything else.
 
-    transformers' own forward then runs these layers and the final norm. The decoder itself stays whole,
-    for other threads and calls.
+    transformers' own forward pass then runs these layers and the final norm. The decoder itself keeps all
+    layers, for other threads and calls.
 
     Args:
         decoder: the base model of a causal language model.
-        num_layers: from 1 to as many as it has.
+        num_layers: from 1 to the number that it has.
     """
     view = view_of(decoder)
     view._modules = decoder._modules | {"layers": decoder.layers[:num_layers]}
@@ -122,9 +122,9 @@ def first_layers(decoder, num_layers: int) -> Any:
 
 
 def view_of(module) -> Any:
-    """A copy that shares all it holds, and runs itself.
+    """A shallow copy, which shares everything with the module but runs itself.
 
-    A `forward` that was put on the module, by `torch.compile` or by accelerate, runs the module.
+    If `torch.compile` or accelerate replaced the module's `forward`, that one would run the module.
     """
     view = copy.copy(module)
     forward = vars(view).pop("forward", None)

@@ -1,4 +1,4 @@
-"""Sentence, token and word vectors (MAGNET, sections 3.2.2 and 4.1)."""
+"""Encodes sentences, tokens and words as vectors (MAGNET, sections 3.2.2 and 4.1)."""
 
 import warnings
 from collections.abc import Sequence
@@ -49,10 +49,10 @@ class EncodingMixin(PoolingMixin):
             prompt_name: the named prompt to put before each sentence. Default: the checkpoint's
                 `default_prompt_name`.
             prompt: the text of the prompt itself instead; `""` for none.
-            batch_size: the most sentences in a forward pass. Batches are made of similar lengths; on
-                a CPU those of long texts are smaller.
-            show_progress_bar: None shows it in a terminal where the call takes longer than two
-                seconds, and always where transformers' log level is `info` or below.
+            batch_size: the most sentences in a forward pass. A batch has texts of similar length. On a
+                CPU, batches of long texts are smaller.
+            show_progress_bar: None shows it in a terminal if the call takes longer than two seconds, and
+                always if transformers' log level is `info` or below.
             output_value: `"sentence_embedding"`, or `"token_embeddings"` for what `encode_tokens`
                 returns (of the sentences without a prompt).
             precision: `"float32"`, or `"int8"`, `"uint8"`, `"binary"`, `"ubinary"` as in
@@ -67,16 +67,16 @@ class EncodingMixin(PoolingMixin):
             truncate_dim: keep this many leading dimensions.
             truncation: cut texts that are longer than the checkpoint's `max_length`, with a warning.
                 False: they raise.
-            num_layers: stop after this many layers; the final norm and the pooling are the same, and the
-                later layers do not run. Like `truncate_dim`, this needs a model that was trained for it
+            num_layers: stop after this many layers. The final norm and the pooling stay, and the later
+                layers do not run. Like `truncate_dim`, this needs a model that was trained for it
                 (docs/how-to/matryoshka.md). None: all.
 
         Returns:
             (hidden,) for one text, (texts, hidden) in the order given for a sequence; float32.
 
         Raises:
-            TypeError: `sentences` holds something that is no string, or a number is no whole number.
-            ValueError: a text is too long, a prompt name is unknown, a choice or a number is none of
+            TypeError: `sentences` holds something other than strings, or a number is not whole.
+            ValueError: a text is too long, a prompt name is unknown, a choice or a number is not one of
                 those above, a device is not usable, or the model returned NaN or infinity.
 
         Example:
@@ -148,7 +148,7 @@ class EncodingMixin(PoolingMixin):
         """Encode sentences: one vector per token, with fully bidirectional attention.
 
         The vector of token i is the output at i - 1, the position that was trained to predict it
-        (MAGNET, section 4.1); the start token stands before the first. No prompt is added.
+        (MAGNET, section 4.1). The start token comes before the first. No prompt is added.
 
         Args:
             sentences: a text, or a sequence of texts.
@@ -239,7 +239,7 @@ class EncodingMixin(PoolingMixin):
     def _token_vectors(
         self, token_ids, batch_size, show_progress_bar, device, num_layers=None, both=False
     ):
-        """Outputs at the position before each token, (tokens, hidden); and with `both` at the token."""
+        """Outputs at the position before each token, (tokens, hidden), and with `both` also at the token."""
         num_layers = self._checked_layers(num_layers)
         start = self.magnet_settings.start_token_id
         if start is None:
@@ -267,7 +267,7 @@ class EncodingMixin(PoolingMixin):
         return rows
 
     def _tokenize(self, texts, truncation: bool, extra_tokens: int, return_offsets: bool = False):
-        """Token ids of texts without special tokens; too long ones raise or are cut aloud."""
+        """Token ids of texts without special tokens. Texts that are too long raise, or are cut with a warning."""
         limit = self.magnet_settings.max_length - extra_tokens
         offsets: list[list[tuple[int, int]]] = []
         if return_offsets:
@@ -294,7 +294,7 @@ class EncodingMixin(PoolingMixin):
 
 
 def check_states(states: str) -> str:
-    """`states` of `encode_words`, if it is one."""
+    """Check `states` of `encode_words`."""
     if states not in ("both", "paper"):
         raise ValueError(f"states is {states!r}: give 'both' or 'paper'")
     return states

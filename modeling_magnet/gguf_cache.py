@@ -1,7 +1,7 @@
-"""A GGUF file's model as safetensors: dequantized once, kept among the assets of the Hub's cache.
+"""Dequantizes a GGUF file once, and keeps the result as safetensors among the assets of the Hub's cache.
 
-transformers reads the header of a GGUF file anew for config, weights and tokenizer, and dequantizes
-every weight, each time that the file is loaded.
+Without this, transformers reads the header of a GGUF file three times (for config, weights and
+tokenizer) and dequantizes every weight, each time that the file is loaded.
 """
 
 import functools
@@ -25,21 +25,21 @@ from .atomic import atomic_write
 logger = logging.get_logger(__name__)
 
 MAX_FILE_BYTES = 1 << 30
-"""Bytes of a GGUF file whose model is kept: in float32 it takes up to eight times the room."""
+"""The largest GGUF file whose model is kept. In float32 it takes up to eight times the space."""
 
 HASHES = "sha256.json"
-"""Stands beside the files that it vouches for."""
+"""The file with the hashes of all others."""
 
 
 def dequantized(
     place: str | os.PathLike, gguf_file: str, model_types: Container[str], **found
 ) -> Path | None:
-    """The folder with a GGUF file's model in float32 and its tokenizer, which loads as any other.
+    """The folder with a GGUF file's model in float32 and its tokenizer, which loads like any other.
 
     The folder is made when it is first asked for, by one process while others wait. Its name holds
     the file's hash and the releases of transformers and gguf that made it. Each process that reads it
-    checks it first, and makes it again if a byte differs. It may be removed at any time. A
-    tokenizer that its files do not restore exactly is left out.
+    checks it first, and makes it again if a byte differs. It may be deleted at any time. A
+    tokenizer that cannot be restored exactly from its files is left out.
 
     Args:
         place: the folder or Hub id that has the file.
@@ -55,7 +55,7 @@ def dequantized(
         path: Any = cached_file(place, gguf_file, **found)
         gguf = importlib.metadata.version("gguf")
     except (OSError, importlib.metadata.PackageNotFoundError):
-        return None  # loading says so
+        return None  # loading raises the error
     file = Path(path)
     if file.stat().st_size > MAX_FILE_BYTES:
         return None
@@ -102,14 +102,14 @@ def _make(folder: Path, file: Path, model_types: Container[str]) -> bool:
 
 
 def _save_tokenizer(source: dict[str, Any], folder: Path) -> None:
-    """Add the tokenizer, if it comes back as it was: some releases read their own files otherwise."""
+    """Add the tokenizer, unless it loads differently: some releases misread their own files."""
     written: tuple[str, ...] = ()
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         written = tokenizer.save_pretrained(folder)
         again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         same = _content(again) == _content(tokenizer)
-    except Exception:  # of any kind, and met again where the tokenizer is asked for
+    except Exception:  # any kind; it is raised again when the tokenizer is asked for
         same = False
     if not same:
         for path in written:

@@ -1,9 +1,9 @@
-"""Writing the missing middle from both sides (MAGNET, sections 3.2.3 and 4.3).
+"""Writes the missing middle of a text from both sides (MAGNET, sections 3.2.3 and 4.3).
 
-Every context key and value is independent of the span, so infilling is one bidirectional prefill and
-then ordinary cached decoding by `generate`. The path of a text: its parts are tokenized, each gap gets
-its length (`lengths`), which lays the text out (`layout`); spans are written (`decoding`), scored if
-that is asked for (`scoring`), and decoded to text.
+No key or value of the context depends on the span, so infilling is one bidirectional prefill followed
+by ordinary cached decoding with `generate`. The steps: tokenize the parts of a text, choose the length
+of each gap (`lengths`), which fixes all positions (`layout`), write the spans (`decoding`), score them
+on request (`scoring`), and decode them to text.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from .scoring import Infilling, ScoringMixin, SpanScore
 from .tokenizing import TextTokenizer, check_text
 
 DEFAULT_MAX_NEW_TOKENS = 64
-"""The most that is written where neither a length nor `max_new_tokens` is given."""
+"""The most tokens that are written if neither a length nor `max_new_tokens` is given."""
 
 BLANK_MARK = "___"
-"""What marks a blank in a text that is given whole."""
+"""What marks a blank in a whole text."""
 
 
 class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
@@ -69,7 +69,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             `sequences` cut to the span and the texts as `texts`.
 
         Raises:
-            TypeError: a text is no string, or an argument is one that `infill` sets itself.
+            TypeError: a text is not a string, or an argument is one that `infill` sets itself.
             ValueError: numbers of prefixes, suffixes and lengths differ, a length is below 1,
                 context and gap exceed the checkpoint's `max_length`, the prefix is empty and the
                 checkpoint has no start token, an argument cannot work with a span map, or there is
@@ -88,7 +88,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             prefixes, suffixes = _text_list(prefix, "prefix"), _text_list(suffix, "suffix")
             if len(prefixes) != len(suffixes):
                 raise ValueError(
-                    f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many"
+                    f"got {len(prefixes)} prefixes and {len(suffixes)} suffixes: give as many of both"
                 )
             texts = [list(pair) for pair in zip(prefixes, suffixes, strict=True)]
             single = isinstance(prefix, str) and isinstance(suffix, str)
@@ -119,7 +119,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         Args:
             parts: the text around the blanks, in order: n + 1 strings for n blanks. The first and
                 the last may be empty. A sequence of such sequences for several texts.
-            span_length: token positions of each blank: one for all, or one a blank (one text only).
+            span_length: token positions of each blank: one for all, or one per blank (for one text only).
                 None: as in `infill`.
             max_new_tokens, return_scores, generate_arguments: as in `infill`.
 
@@ -144,12 +144,12 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
     def score(
         self, prefix: str | Sequence[str], middle: str | Sequence[str], suffix: str | Sequence[str]
     ) -> SpanScore | list[SpanScore]:
-        """How likely a middle is between a prefix and a suffix: what `infill` draws it by.
+        """How likely the model finds a middle between a prefix and a suffix.
 
         Args:
             prefix, suffix: as in `infill`.
-            middle: the text between them, as many as prefixes. The gap is as long as it. Begins with
-                its own space where there is one; spaces at the prefix's end are moved to it.
+            middle: the text between them, as many as prefixes. The gap is exactly as long. It starts with
+                its own space, if any; spaces at the prefix's end are moved to it.
 
         Returns:
             The `SpanScore`: sum, mean and each token's natural log-probability; for a sequence of
@@ -189,7 +189,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         return scores[0] if single else scores
 
     def _infill(self, texts, lengths, max_new_tokens, streamer, return_scores, arguments):
-        """The spans of texts given as parts: result[text][blank] is a text, or a list of n."""
+        """The spans of texts given in parts: result[text][blank] is a text, or a list of n."""
         arguments, max_new_tokens = self._generate_arguments(arguments, max_new_tokens)
         if not texts:
             return []
@@ -279,7 +279,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
             )
 
     def _cut_guesses(self, blanks: list[Blank]) -> None:
-        """Cut what fills a gap of guessed length where the suffix reads on best."""
+        """Cut each span in a gap of guessed length where it leads best into the suffix."""
         for blank in blanks:
             before, after = (blank.layout.parts[blank.blank_index + n] for n in (0, 1))
             for i, (token_ids, ended) in enumerate(blank.spans):
@@ -293,11 +293,11 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
         return text.lstrip(" ") if blank.follows_space else text
 
     def _span_tokenizer(self, begins_text: bool) -> TextTokenizer:
-        """Of what stands in a gap: nothing but a text's beginning gets a space from the tokenizer."""
+        """The tokenizer for a gap's text. Only at the beginning of a text may it add a space."""
         return self.text_tokenizer if begins_text else self.text_tokenizer.continued
 
     def _with_scores(self, blanks: list[Blank], texts: list[list[str]]) -> list[list[Infilling]]:
-        """Each span's text with its score and its end."""
+        """Each span's text with its score and the reason why it ended."""
         scores = iter(
             self._scores(
                 [(b.layout, b.blank_index, span.token_ids) for b in blanks for span in b.spans]
@@ -313,7 +313,7 @@ class InfillingMixin(LengthsMixin, DecodingMixin, ScoringMixin):
 
 
 SEQUENCES = (Sequence, np.ndarray)
-"""What a list of lengths may be."""
+"""Types that count as a list of lengths."""
 
 
 def _text_list(texts, name: str) -> list:
@@ -321,7 +321,7 @@ def _text_list(texts, name: str) -> list:
 
 
 def _split_at_blanks(texts) -> list[list[str]]:
-    """Texts with blanks, each as the parts around them."""
+    """Split texts at their blanks, into the parts around them."""
     listed = _text_list(texts, "prefix")
     parts = [check_text(text, f"text {t}").split(BLANK_MARK) for t, text in enumerate(listed)]
     for t, text in enumerate(parts):
@@ -349,7 +349,7 @@ def _list_of_parts(parts) -> tuple[list[Sequence[str]], bool]:
 
 
 def _gap_lengths(span_length, texts, single: bool) -> list[list[int | None]]:
-    """The lengths of each text's gaps; None: to be guessed."""
+    """The lengths of each text's gaps; None: guess them."""
     if isinstance(span_length, SEQUENCES) and not single:
         raise ValueError("span_length is a sequence: for several texts give one number or None")
     return [_checked_lengths(span_length, len(text) - 1, "blanks") for text in texts]

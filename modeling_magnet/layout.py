@@ -1,15 +1,16 @@
-"""Where each token of a text with gaps stands, and in which column of the cache (MAGNET, section 3.2.3).
+"""Gives each token of a text with gaps its position and its column in the cache (MAGNET, section 3.2.3).
 
-Position ids say where a token stands in the text: those of a gap belong to no token until its span is
-written. Columns say in which order tokens are read. For the gap of one blank the context is read in
-cache order, first what follows the gap, then what precedes it:
+Position ids say where a token is in the text. Those of a gap belong to no token until its span is
+written. Columns say in which order tokens are read. To fill a gap, the context is read in cache order:
+first what follows the gap, then what precedes it.
 
     text      The old   [gap of 3]   was quiet.          cache      was quiet.   The old   span ...
     position   0   1     2  3  4      5    6    7                     5    6  7    0   1    2 ...
 
-So the last context token is the one before the gap, whose output predicts the span's first token, and
-the span is appended as `generate` appends to any prompt. The order of columns changes no key and no
-value, since context sees all context: blanks of one text have one reading of it, in other orders.
+So the last context token is the one before the gap. Its output predicts the span's first token, and the
+span is appended as `generate` appends to any prompt. The order of columns changes no key and no value,
+since context sees all context. The blanks of a text therefore share one reading of it, each with its
+columns in another order.
 """
 
 from collections.abc import Sequence
@@ -58,12 +59,12 @@ class Layout:
 
     @property
     def context_length(self) -> int:
-        """How many tokens stand around the gaps."""
+        """How many tokens the context has."""
         return sum(map(len, self.parts))
 
     @property
     def length(self) -> int:
-        """How many positions the text has, gaps included."""
+        """How many positions the text has, including gaps."""
         return self.context_length + sum(self.gaps)
 
     def tokens_before(self, blank: int) -> int:
@@ -71,7 +72,7 @@ class Layout:
         return sum(map(len, self.parts[: blank + 1]))
 
     def cache_order(self, blank: int) -> list[int]:
-        """Which token of the text's order stands in each column while this blank is written."""
+        """For each column of the cache while this blank is written, the token's number in the text."""
         before = self.tokens_before(blank)
         return [*range(before, self.context_length), *range(before)]
 
@@ -97,8 +98,8 @@ def context_inputs(
     """Arguments of `forward` or `generate`: left-padded tensors (layouts, length), all context.
 
     Args:
-        layouts: a row each.
-        orders: of the columns of each row. None: that of the text.
+        layouts: one per row.
+        orders: the order of each row's columns. None: that of the text.
         device: of the tensors.
     """
     orders = orders or [list(range(layout.context_length)) for layout in layouts]
@@ -120,7 +121,7 @@ def context_inputs(
 
 
 def read_contexts(model: Any, layouts: Sequence[Layout]) -> DynamicCache:
-    """Keys and values of whole contexts, columns in the order of the text, left-padded."""
+    """Keys and values of whole contexts, left-padded, with columns in the order of the text."""
     inputs = context_inputs(layouts, device=input_device(model))
     cache = DynamicCache(config=model.config)
     arguments = attention_arguments(
@@ -141,12 +142,12 @@ def read_contexts(model: Any, layouts: Sequence[Layout]) -> DynamicCache:
 
 
 def gather_columns(cache: Cache, sources: torch.Tensor, columns: torch.Tensor) -> None:
-    """Make each row of a cache anew from columns of one of its rows, in place.
+    """Rebuild a cache in place: each new row is made of columns of one of the old rows.
 
     Args:
         cache: keys and values are (sources, heads, columns, size).
-        sources: (rows,) which row of the cache each new one is made from.
-        columns: (rows, length) the columns that it gets, in order.
+        sources: (rows,) the old row that each new row is made of.
+        columns: (rows, length) its columns, in order.
     """
     for layer in cache.layers:
         for name in ("keys", "values"):

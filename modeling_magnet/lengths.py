@@ -1,7 +1,7 @@
-"""How long a span is that nobody gives a length for.
+"""Chooses the length of a span for which the caller gave none.
 
-The gap is somewhat longer than a sentence of the text around it, and what fills it is cut where the suffix
-reads on best. `evaluation/README.md`, "Infilling without a length", has the ways that were tried.
+The gap is a little longer than a sentence of the text around it, and what fills it is cut where it leads
+best into the suffix. `evaluation/README.md`, "Infilling without a length", describes what else was tried.
 """
 
 import math
@@ -16,8 +16,8 @@ from .devices import input_device
 from .pooling import PoolingMixin
 
 SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)"  # initials and titles go on
-    r"[.!?\u2026]+[\"')\]\u2019\u201d\xbb]*(?=\s+[^\sa-z]|\s*$)"  # as does what follows in small letters
+    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)"  # not after initials and titles
+    r"[.!?\u2026]+[\"')\]\u2019\u201d\xbb]*(?=\s+[^\sa-z]|\s*$)"  # nor before a small letter
     r"|[\u3002\uff01\uff1f]+|\n+"  # full-width marks
 )
 """Where a sentence ends, in the scripts that mark it."""
@@ -36,11 +36,11 @@ TOKENS_READ_BEFORE = 32
 
 
 def usual_length(parts: Sequence[str], tokens: int, most: int) -> int:
-    """How many positions a gap gets: those of a sentence of the text around the gaps, and some more.
+    """How many positions a gap gets: those of a sentence of the text around it, and a few more.
 
     Args:
         parts: the text around the gaps, in order.
-        tokens: that it has.
+        tokens: how many it has.
         most: the longest gap.
 
     Returns:
@@ -62,9 +62,9 @@ class LengthsMixin(PoolingMixin):
         """How many tokens of a span to keep.
 
         A cut's score is the mean log-probability of the last token kept and of the suffix's first ones,
-        read left to right. Without the last token half sentences win that end in a full stop.
+        read left to right. Without the last token, half sentences that end in a full stop would win.
 
-        The text and the span are read once. Then each cut is a row whose cache shows the span up to it.
+        The text and the span are read once. Each cut is then a row whose cache shows the span up to there.
         """
         before, after = before[:1] + before[1:][-TOKENS_READ_BEFORE:], after[:SEAM_LENGTH]
         first = max(1, math.ceil(MIN_KEPT_SHARE * len(span)))

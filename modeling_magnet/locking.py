@@ -20,16 +20,16 @@ LOCK = ".magnet.lock"
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep all other processes that ask out of a folder until the block is left.
+    """Lock a folder until the end of the block, against all processes that also lock it.
 
-    The operating system holds the lock and ends it with the process, however that ends: what a killed
-    one leaves is a file, which stands in nobody's way.
+    The operating system holds the lock and releases it when the process ends, even if it is killed. The
+    file that a killed process leaves blocks nobody.
 
     Args:
         folder: exists.
 
     Raises:
-        BlockingIOError: another process is in there; the message says which.
+        BlockingIOError: another process has locked it; the message says which.
         OSError: the folder cannot be written to, or the lock is a symbolic link.
 
     Example:
@@ -67,4 +67,4 @@ def _locked(path: Path) -> IO[str]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
                 return file
-        file.close()  # its last holder has removed it meanwhile
+        file.close()  # its last holder removed it in the meantime

@@ -1,4 +1,4 @@
-"""The span map and the hybrid attention mask made from it (MAGNET, section 3.1)."""
+"""Checks span maps, and makes the hybrid attention mask from them (MAGNET, section 3.1)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +79,7 @@ def check_span_ids(span_ids: torch.Tensor, batch_size: int, length: int) -> None
         length: the columns it must have, cached ones included.
 
     Raises:
-        TypeError: it is no dense tensor of one of `SPAN_DTYPES`.
+        TypeError: it is not a dense tensor of one of `SPAN_DTYPES`.
         ValueError: its shape differs, an entry is negative, or a span is in two pieces.
     """
     _check_tensor("span_ids", span_ids, SPAN_DTYPES, "0 for context, k for span k")
@@ -116,7 +116,7 @@ def check_attention_mask(attention_mask: Any, batch_size: int, length: int) -> N
         length: the columns it must have, cached ones included.
 
     Raises:
-        TypeError: it is no dense tensor of numbers.
+        TypeError: it is not a dense tensor of numbers.
         ValueError: its shape differs, or an entry is neither 0 nor 1.
     """
     if attention_mask is None:
@@ -173,9 +173,9 @@ def extend_span_ids(span_ids: torch.Tensor, length: int) -> torch.Tensor:
 def sliding_window(config: PreTrainedConfig) -> int | None:
     """How many of the last tokens a sliding-window layer of the model sees.
 
-    A window is counted in columns of the cache. It says nothing of a span map: in the order in which
-    infilling reads, the text after a gap stands before it. So a map is only for sequences that the
-    window holds whole; there it hides nothing, and the hybrid mask is exact in every layer.
+    A window counts columns of the cache, and in the order in which infilling reads, the text after a gap
+    comes before it. So a span map works only for sequences that fit into the window. There the window
+    hides nothing, and the hybrid mask is exact in every layer.
 
     Args:
         config: the model's.
@@ -285,10 +285,10 @@ def attention_arguments(
 
 
 def _one_sequence(span_ids: torch.Tensor, query_length: int) -> dict[str, Any]:
-    """Tell the flash kernels that a single row is one text, whatever its positions.
+    """Tell the flash kernels that a single row is one text, although its positions jump.
 
-    They take a row whose positions jump for several packed texts, and infilling's positions do: a
-    text with a gap, read in the order [suffix, prefix].
+    They take such a row for several packed texts. In infilling, positions jump because a text with a gap
+    is read in the order [suffix, prefix].
     """
     batch_size, columns = span_ids.shape
     if batch_size != 1:

@@ -1,4 +1,4 @@
-"""What the mixins are mixed into, for readers and type checkers."""
+"""Defines `CausalLM`, the base that the mixins assume, for readers and type checkers."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,7 @@
-"""MAGNET: one causal language model that encodes, infills and generates.
+"""Defines `MagnetMixin`: one causal language model that encodes, infills and generates.
 
-`MagnetMixin` holds everything; a class for an architecture of transformers is the mixin before that
-architecture's causal-LM class. No decoder layer, attention or rotary code is overridden.
+The class of an architecture is the mixin before that architecture's causal-LM class of transformers. No
+decoder layer, attention or rotary code is overridden.
 
 Khosla et al., "MAGNET: Augmenting Generative Decoders with Representation Learning and Infilling
 Capabilities", 2025.
@@ -84,7 +84,7 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
         Args:
             input_ids: (batch, length), and all others but `span_ids`: as in the base class.
             attention_mask: (batch, past + length) 1 for tokens, 0 for padding; with `span_ids` it has
-                this shape, whatever else the base class takes.
+                this shape, even if the base class takes others.
             span_ids: (batch, past + length) 0 for a context token, k >= 1 for a token of the k-th
                 span. Context sees all context; a span sees all context and its own earlier tokens
                 (MAGNET, section 3.1). None: plain causal attention.
@@ -95,7 +95,7 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
             The base class's output; logits at i predict token i + 1, in every mode.
 
         Raises:
-            TypeError, ValueError: `span_ids` is no valid map for these tokens, it is longer than the
+            TypeError, ValueError: `span_ids` is not a valid map for these tokens, it is longer than the
                 window of the model's sliding-window layers, or the attention backend would drop it.
 
         Example:
@@ -142,7 +142,7 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
         What is written is one open span. The cache has both names here, as in `forward`.
 
         Raises:
-            TypeError, ValueError: `span_ids` is no valid map of the prompt, or the assistant model
+            TypeError, ValueError: `span_ids` is not a valid map of the prompt, or the assistant model
                 takes no span map.
         """
         kwargs = named_cache(kwargs)
@@ -152,7 +152,7 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
         return super().generate(inputs, *args, **kwargs)
 
     def _check_prompt(self, inputs, arguments: dict) -> None:
-        """Raise unless the span map is one of this prompt, or of the part that is cached already."""
+        """Raise unless the span map fits this prompt, or the part of it that is cached already."""
         span_ids, prompt = arguments["span_ids"], inputs
         for name in ("input_ids", "inputs_embeds"):
             prompt = arguments.get(name) if prompt is None else prompt
@@ -160,10 +160,10 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
             raise ValueError("span_ids came without input_ids or inputs_embeds")
         batch_size, length = prompt.shape[:2]
         cached = cached_length(cache_in(arguments))
-        goes_on = isinstance(span_ids, torch.Tensor) and span_ids.dim() == 2 and cached > 0
+        continues = isinstance(span_ids, torch.Tensor) and span_ids.dim() == 2 and cached > 0
         if (
-            goes_on and span_ids.shape[1] <= cached < length
-        ):  # earlier calls wrote on in the open span
+            continues and span_ids.shape[1] <= cached < length
+        ):  # earlier calls continued the open span
             length = span_ids.shape[1]
         check_span_ids(span_ids, batch_size, length)
         check_attention_mask(arguments.get("attention_mask"), batch_size, prompt.shape[1])
@@ -223,6 +223,6 @@ class MagnetMixin(InfillingMixin, RankingMixin, SavingMixin, CausalLM):
         return inputs
 
 
-# AutoModel makes a class anew, which no other process can unpickle, unless it names GenerationMixin.
+# Unless a class names GenerationMixin, AutoModel makes a new one, which no other process can unpickle.
 class MagnetLlamaForCausalLM(MagnetMixin, LlamaForCausalLM, GenerationMixin):
     """A Llama that encodes, infills and generates; loads any Llama checkpoint."""

@@ -1,4 +1,4 @@
-"""From token ids to the states of the last layer, and to one vector per sentence (MAGNET, section 3.2.2)."""
+"""Computes the last layer's states of token ids, and pools them to one vector per sentence (section 3.2.2)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from .devices import apply_is_causal, first_layers
 from .masking import CONTEXT, attention_arguments, check_attention_mask
 
 View = Callable[[Any], Any]
-"""From a decoder to what is called in its place."""
+"""Turns a decoder into what is called in its place, such as its first layers."""
 
 
 class PoolingMixin(CheckpointMixin):
@@ -40,7 +40,7 @@ class PoolingMixin(CheckpointMixin):
 
         Raises:
             TypeError, ValueError: `attention_mask` does not say of each token whether it is one, or the
-                model has not so many layers.
+                model has fewer layers.
         """
         view = stopping_after(self._checked_layers(num_layers))
         return self._pool(input_ids, attention_mask, view)
@@ -48,7 +48,7 @@ class PoolingMixin(CheckpointMixin):
     def _pool(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, view: View | None = None
     ) -> torch.Tensor:
-        """`pool`, of what another view of the decoder returns."""
+        """`pool`, on another view of the decoder."""
         settings = self.magnet_settings
         check_attention_mask(attention_mask, *input_ids.shape)
         lengths = attention_mask.long().sum(dim=1)  # (batch,)
@@ -105,7 +105,7 @@ class PoolingMixin(CheckpointMixin):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _checked_layers(self, num_layers: int | None) -> int | None:
-        """`num_layers` of `encode`, if the model has so many."""
+        """Check that the model has `num_layers` layers."""
         if num_layers is None:
             return None
         held = self.config.num_hidden_layers
@@ -117,13 +117,13 @@ class PoolingMixin(CheckpointMixin):
 def pooled(
     hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str, starts: bool
 ) -> torch.Tensor:
-    """One vector of the states of each row.
+    """Pool the states of each row to one vector.
 
     Args:
         hidden: (batch, length, hidden).
         attention_mask: (batch, length) 1 for tokens, 0 for padding on either side.
         pooling: one of `settings.POOLINGS`.
-        starts: whether rows begin with a start token, which means leave out.
+        starts: whether rows begin with a start token. Means leave it out.
 
     Returns:
         (batch, hidden).
@@ -140,5 +140,5 @@ def pooled(
 
 
 def stopping_after(num_layers: int | None) -> View | None:
-    """What makes a decoder stop after so many layers; None where all of them run."""
+    """A view of the decoder that stops after `num_layers` layers; None if all of them run."""
     return None if num_layers is None else partial(first_layers, num_layers=num_layers)

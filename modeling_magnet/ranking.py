@@ -1,4 +1,4 @@
-"""Queries, documents and how near they are: what sentence-transformers has on its models too."""
+"""Encodes queries and documents, and ranks by similarity, as sentence-transformers does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ class RankingMixin(EncodingMixin):
         prompt: str | None = None,
         **encode_arguments,
     ) -> Any:
-        """Encode queries: `encode` with the checkpoint's prompt named `query`, where it has one.
+        """Encode queries: `encode` with the checkpoint's prompt named `query`, if it has one.
 
         Args:
             sentences, prompt_name, prompt: as in `encode`; a prompt that is given wins.
@@ -44,7 +44,7 @@ class RankingMixin(EncodingMixin):
         prompt: str | None = None,
         **encode_arguments,
     ) -> Any:
-        """Encode documents: with the prompt named `document`, `passage` or `corpus`, where there is one.
+        """Encode documents, with the prompt named `document`, `passage` or `corpus`, if there is one.
 
         Args, returns, raises:
             As `encode_query`.
@@ -58,7 +58,7 @@ class RankingMixin(EncodingMixin):
         return self.encode(sentences, prompt_name, prompt, **encode_arguments)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Cosine similarity of all vectors with all others.
+        """Cosine similarity of each of some vectors with each of others.
 
         Args:
             embeddings1: (vectors, hidden) or one vector, (hidden,): an array, a tensor or a list.
@@ -68,8 +68,8 @@ class RankingMixin(EncodingMixin):
             (vectors, others) in float32.
 
         Raises:
-            TypeError: something is no vectors, such as texts.
-            ValueError: the vectors are of two lengths.
+            TypeError: something other than vectors is given, such as texts.
+            ValueError: the vectors differ in length.
 
         Example:
             >>> model.similarity(model.encode(["A cat sleeps."]), model.encode(["A dog runs."])).shape
@@ -107,7 +107,7 @@ class RankingMixin(EncodingMixin):
             A dict per document: `corpus_id`, its number in `documents`, and `score`, the cosine.
 
         Raises:
-            TypeError, ValueError: `documents` is one string, `top_k` is no whole number from 1 on, or
+            TypeError, ValueError: `documents` is one string, `top_k` is not a whole number from 1 on, or
                 as in `encode`.
 
         Example:
@@ -132,7 +132,7 @@ class RankingMixin(EncodingMixin):
 
 
 def _matrix(vectors: Any) -> torch.Tensor:
-    """(vectors, hidden) of length 1 each, in float32."""
+    """Vectors as a matrix (vectors, hidden) in float32, each scaled to length 1."""
     if isinstance(vectors, (list, tuple)) and vectors and isinstance(vectors[0], torch.Tensor):
         vectors = torch.stack(list(vectors))
     try:

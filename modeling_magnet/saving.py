@@ -1,4 +1,4 @@
-"""The folder that `save_pretrained` writes, here and on the Hub."""
+"""Saves a model as a complete folder, here and on the Hub."""
 
 import glob
 import json
@@ -63,7 +63,7 @@ TOKENIZER_EXTRAS = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
-"""What a tokenizer may be saved with, and reads where it finds it."""
+"""Files that a tokenizer may be saved with, and that it reads if they exist."""
 
 
 class SavingMixin(CheckpointMixin):
@@ -82,24 +82,24 @@ class SavingMixin(CheckpointMixin):
         With `trust_remote_code=True` the folder loads as MAGNET by `AutoModel` and
         `AutoModelForCausalLM`, without it and in other tools as the plain base architecture.
 
-        The folder is written aside and put in place once it is complete, so an error or a full disk
-        leaves what was there. A kill leaves the old model, the new one, or, in the moment in which
-        files are put in place, a `config.json` that every reader refuses. Files of other names stay,
-        other variants' weights among them. What goes is what would be read with the new files: the
-        same variant in other shards, and an adapter beside whole weights.
+        The files are put in place once all are complete, so an error or a full disk changes nothing. A
+        kill leaves the old model, the new one, or, in the moment in which files are put in place, a
+        `config.json` that every reader refuses. Files with other names stay, including weights of other
+        variants. Only what would be read together with the new files is removed: the same variant in
+        other shards, and an adapter next to whole weights.
 
         For a model with an unmerged adapter, only the adapter's weights are written, as with every
-        transformers model. Everything else is as above, so the folder has this model's settings and
-        not its base's. Without trust, `AutoPeftModelForCausalLM` opens it.
+        transformers model. Everything else is as above, so the folder has this model's settings, not
+        its base's. Without trust, `AutoPeftModelForCausalLM` opens it.
 
         A model without a tokenizer is saved without what needs one, with a warning.
 
         Args:
             save_directory: the folder.
-            is_main_process: only the main process of several writes, and of those only the first of
-                `torch.distributed`. Weights that are sharded are gathered: then call it in each.
-            push_to_hub: then upload what was written to `repo_id` (default: the folder's name), with
-                the arguments of `push_to_hub`.
+            is_main_process: only the main process writes, which with `torch.distributed` must also be the
+                first. Sharded weights are gathered; for them, call this in every process.
+            push_to_hub: also upload what was written to `repo_id` (default: the folder's name), with the
+                arguments of `push_to_hub`.
             kwargs: other arguments of transformers' `save_pretrained`.
 
         Raises:
@@ -137,11 +137,11 @@ class SavingMixin(CheckpointMixin):
     ) -> CommitInfo:
         """Upload the folder that `save_pretrained` writes, in one commit.
 
-        A model card that is in the repository already stays as it is. What would be read with the new
-        files goes, as in `save_pretrained`.
+        An existing model card in the repository is kept. What would be read together with the new files is
+        removed, as in `save_pretrained`.
 
         Args:
-            repo_id: `user/name`; made if it does not exist.
+            repo_id: `user/name`; created if it does not exist.
             max_shard_size: as in `save_pretrained`.
             kwargs: `private`, `token`, `commit_message`, `commit_description`, `revision`,
                 `create_pr`.
@@ -150,7 +150,7 @@ class SavingMixin(CheckpointMixin):
             The commit: its address as a string, its hash as `oid`.
 
         Raises:
-            TypeError: an argument is none of these.
+            TypeError: an argument is unknown.
 
         Example:
             >>> commit = model.push_to_hub("me/my-magnet", private=True)
@@ -207,10 +207,10 @@ class SavingMixin(CheckpointMixin):
         return getattr(self, "_hf_peft_config_loaded", False)
 
     def _stale(self, variant: str | None = None) -> list[str]:
-        """Patterns of names that would be read with the files that are saved, or in their place.
+        """Patterns of files that would be read together with the saved ones, or in their place.
 
-        Of weights these are the same variant's in other shards, and an adapter: transformers loads one
-        onto whatever weights lie beside it.
+        For weights, these are the same variant in other shards, and an adapter, which transformers loads
+        onto any weights next to it.
         """
         if self._saves_an_adapter:
             return [*TOKENIZER_EXTRAS]
@@ -253,7 +253,7 @@ class SavingMixin(CheckpointMixin):
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _base_class_name(self) -> str:
-        """The class of transformers that the folder is without remote code."""
+        """The class of transformers that opens the folder without remote code."""
         names = [
             c.__name__
             for c in type(self).__mro__
@@ -271,11 +271,11 @@ class SavingMixin(CheckpointMixin):
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _write_sentence_transformers_files(self, folder: Path, settings: MagnetSettings) -> None:
-        """Tell sentence-transformers to hand plain text, untouched by any chat template, to `pool`.
+        """Tell sentence-transformers to pass plain text, without a chat template, to `pool`.
 
-        `pool` adds the start and the end token, so the tokenizer must not, and their positions of
-        the window are left free. Batches are padded, so a tokenizer without a padding token, such as
-        Llama's, gets the end token for one there.
+        `pool` adds the start and the end token, so the tokenizer must not, and the window leaves room for
+        them. Batches are padded, so a tokenizer without a padding token, such as Llama's, uses the end
+        token there.
         """
         padding = {}
         if self.tokenizer.pad_token is None:
@@ -320,5 +320,5 @@ def _is_first_process() -> bool:
 
 
 def _with_content(pattern: str) -> tuple[str, str]:
-    """A pattern of names for the Hub, where a folder is what its files' names begin with."""
+    """Patterns for the Hub, where a folder is only a prefix of its files' names."""
     return pattern, f"{pattern}/*"

@@ -1,4 +1,4 @@
-"""How likely a model finds a span between what stands on both sides of it."""
+"""Scores how likely a model finds a span between the texts on both sides of it."""
 
 import math
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from .layout import Layout
 from .pooling import PoolingMixin
 
 SCORE_BATCH_SIZE = 32
-"""Texts in a forward pass, at most."""
+"""The most texts in a forward pass."""
 
 
 class SpanScore(NamedTuple):
     """Natural log-probabilities of a span from both sides.
 
     Attributes:
-        sum: of all tokens.
-        mean: of a token; NaN of an empty span.
-        log_probabilities: of each token, given the context and the span's tokens before it.
-        token_ids: the span's.
+        sum: over all tokens.
+        mean: per token; NaN for an empty span.
+        log_probabilities: of each token, given the context and the span's earlier tokens.
+        token_ids: of the span.
     """
 
     sum: float
@@ -33,15 +33,15 @@ class SpanScore(NamedTuple):
 
 
 class Infilling(NamedTuple):
-    """What `infill` wrote, with `return_scores=True`.
+    """What `infill` returns with `return_scores=True`.
 
     Attributes:
         text: of the span.
-        score: its `SpanScore`, whatever it was drawn by: sampling, beams and penalties change what
-            is written, not what the model finds likely. An end token is not in it.
-        ended: why: `length`, the gap is full or `max_new_tokens` are written; `seam`, cut where the
-            suffix reads on best; `end token`; or `stopped`, by a stop string, a stopping criterion or
-            the time.
+        score: its `SpanScore`, without an end token. Sampling, beams and penalties change what is
+            written, but not this score.
+        ended: why: `length`, if the gap is full or `max_new_tokens` were written; `seam`, if it was cut
+            where it leads best into the suffix; `end token`; or `stopped`, by a stop string, a stopping
+            criterion or the time.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Infilling(NamedTuple):
 
 
 class ScoringMixin(PoolingMixin):
-    """Scores spans where they stand in the text, in one forward pass."""
+    """Scores spans at their place in the text, in one forward pass."""
 
     def _scores(self, spans: Sequence[tuple[Layout, int, list[int]]]) -> list[SpanScore]:
         """Score spans.

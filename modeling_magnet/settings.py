@@ -1,4 +1,4 @@
-"""MAGNET's own settings of a checkpoint: one nested dict, `config.magnet`."""
+"""Reads and checks MAGNET's own settings of a checkpoint: one nested dict, `config.magnet`."""
 
 import warnings
 from dataclasses import asdict, dataclass, field, fields
@@ -24,16 +24,16 @@ PAPER_PROMPTS = {
 def uniform_positions(config: PreTrainedConfig) -> int | None:
     """How many positions the model treats alike, so that a text can be read in another order.
 
-    Sliding-window layers do so within their window. LongRoPE (Phi-3) and dynamic RoPE turn all
-    positions by other angles once one of them is over a limit: infilling would decode a span under
-    other angles than it read the context, and a text's vector depend on its batch.
+    Sliding-window layers do so within their window. LongRoPE (Phi-3) and dynamic RoPE change the angles
+    of all positions once one of them exceeds a limit. Infilling would then decode a span with other angles
+    than it read the context with, and a text's vector would depend on its batch.
 
     Returns:
         None: all positions.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     limits = [sliding_window(config)]
-    for one in [rope] if "rope_type" in rope else rope.values():  # Gemma 3: one a kind of layer
+    for one in [rope] if "rope_type" in rope else rope.values():  # Gemma 3: one per kind of layer
         if one["rope_type"] == "longrope":
             limits.append(one["original_max_position_embeddings"])
         elif (
@@ -44,13 +44,13 @@ def uniform_positions(config: PreTrainedConfig) -> int | None:
 
 
 POOLINGS = ("end", "first", "mean", "weighted_mean")
-"""How a sentence's vector is made of its states; see `MagnetSettings.pooling`."""
+"""How a sentence's vector is made from its states; see `MagnetSettings.pooling`."""
 
 ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """The names that sentence-transformers looks for among prompts, for a query and for a document."""
 
 MIN_LENGTH = 3
-"""The least that `max_length` may be."""
+"""The smallest `max_length`."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,26 @@ class MagnetSettings:
     `model.config.magnet = model.magnet_settings.to_dict() | {"pooling": "mean"}`.
 
     Attributes:
-        start_token_id: the token that begins every sequence, or None for none. Base models differ in
-            what they saw there; see `modeling_magnet.training.base.choose_start_token`.
-        start_in_encode: whether it also begins what `encode` reads. With it vectors depend less on the
+        start_token_id: the token that begins every sequence; None: no token. Base models differ in what
+            they saw there; see `modeling_magnet.training.base.choose_start_token`.
+        start_in_encode: whether it also begins what `encode` reads. With it, vectors depend less on the
             prompt (measured on SmolLM2, see `training/README.md`).
         end_token_id: the token appended to a sentence.
         pooling: `end`, a sentence's vector is the last hidden state at the end token (section 3.2.2);
             `first`, the one at the first token, which sees all others as BERT's does; `mean`, the mean
             of all its states but the start token's, prompt and end token included (as LLM2Vec trains);
             `weighted_mean`, the same where the n-th state weighs n (as SGPT trains).
-        max_length: the longest sequence in tokens, start, prompt and end included. It bounds `encode`
-            and `infill`; `generate` without a span map goes as far as the base model does.
-        trained_length: the longest text in tokens that the checkpoint was adapted on, beyond which
-            `encode` and `infill` warn: a model adapted only on short texts gains nothing from the right
-            side of longer ones, however many positions its base has. None: unknown, no warning.
+        max_length: the longest sequence in tokens, including start, prompt and end. It limits `encode`
+            and `infill`. `generate` without a span map is limited only by the base model.
+        trained_length: the longest text in tokens that the checkpoint was adapted on. `encode` and
+            `infill` warn beyond it, since a model adapted only on short texts gains nothing from the right
+            side of longer ones, even if its base has more positions. None: unknown, no warning.
         prompts: named texts that can be put before a sentence.
         default_prompt_name: the prompt that `encode` uses when none is named. None: no prompt.
         split_special_tokens: whether a control token that is spelled out in a text or a prompt, such
-            as `<|im_end|>`, is text like any other. False: it is read as that token.
+            as `<|im_end|>`, is ordinary text. False: it is read as that token.
         matryoshka_dims: the numbers of leading dimensions that the vectors were trained to be cut to.
-        matryoshka_layers: the numbers of layers that they were trained to be taken after.
+        matryoshka_layers: the numbers of layers after which they were trained to be taken.
     """
 
     start_token_id: int | None
@@ -192,7 +192,7 @@ class MagnetSettings:
         return 2 if self.start_in_encode and self.start_token_id is not None else 1
 
     def warn_beyond(self, length: int) -> None:
-        """Warn where the longest text of a call is longer than `trained_length`.
+        """Warn if the longest text of a call is longer than `trained_length`.
 
         Args:
             length: of the longest text in tokens, gaps included.
@@ -213,14 +213,14 @@ class MagnetSettings:
     def sentence_transformers_prompts(self) -> dict[str, str]:
         """The prompts, with one for what sentence-transformers calls queries and documents.
 
-        Where none is named so it is the default one: its `encode_query` and `encode_document`, and whatever stands on them, take no prompt at all
-        where a folder names none for them.
+        If the checkpoint has no prompt of that name, this is the default prompt. Without an entry, its
+        `encode_query` and `encode_document` would use no prompt at all.
         """
         texts = {role: self.prompt_text(self.prompt_name_of(role), None) for role in ROLES}
         return texts | self.prompts
 
     def prompt_name_of(self, role: str) -> str | None:
-        """The prompt for a `query` or a `document`; None, the default one, where none is named so."""
+        """The name of the prompt for a `query` or a `document`; None: the default one."""
         return next((name for name in ROLES[role] if name in self.prompts), None)
 
     def prompt_text(self, prompt_name: str | None, prompt: str | None) -> str:
@@ -234,8 +234,8 @@ class MagnetSettings:
             The text, with the space at its end; `""` for no prompt.
 
         Raises:
-            TypeError: `prompt` is no string.
-            ValueError: both are given, no prompt has that name, or `prompt` is no Unicode text.
+            TypeError: `prompt` is not a string.
+            ValueError: both are given, no prompt has that name, or `prompt` is not valid Unicode.
         """
         if prompt is not None:
             if prompt_name is not None:
@@ -244,6 +244,6 @@ class MagnetSettings:
         name = prompt_name if prompt_name is not None else self.default_prompt_name
         if name is None:
             return ""
-        if name not in list(self.prompts):  # which may be asked for a list
+        if name not in list(self.prompts):  # a list, because the name may be unhashable
             raise ValueError(f"no prompt is named {name!r}: give one of {sorted(self.prompts)}")
         return self.prompts[name]

@@ -1,9 +1,10 @@
-"""A user's text to token ids and back: every path from a text to a model goes through here.
+"""Turns a user's text into token ids and back. Every text that a model reads goes through here.
 
-A plain call of a tokenizer does three things that a user's text must not meet: it reads `<|im_end|>`
-in a sentence as the control token; in the manner of Llama 2 it puts a space before a text although
-the text continues another; and it cuts the text where another thread has just asked the same tokenizer
-to truncate.
+A plain call of a tokenizer does three things that must not happen to a user's text:
+
+- It reads `<|im_end|>` in a sentence as the control token.
+- Like Llama 2's, it may put a space before a text that continues another.
+- It cuts the text if another thread has just asked the same tokenizer to truncate.
 """
 
 import json
@@ -17,18 +18,18 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 TEXTS_AT_ONCE = 4096
-"""Texts that are tokenized at a time: what the tokenizer tells of each needs memory."""
+"""How many texts are tokenized at a time. What the tokenizer returns for each needs memory."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 REPLACEMENT = "\ufffd"
-"""What stands for bytes that are no character."""
+"""What replaces bytes that are not a character."""
 
 MAX_CHARACTER_TOKENS = 4
-"""Bytes of a character, and so tokens, at most."""
+"""The most bytes, and so the most tokens, of one character."""
 
 NO_SPACE = {"prepend_scheme": "never", "add_prefix_space": False, "strip_left": False, "start": 0}
-"""Settings by which the parts of a tokenizer neither put nor take a space at a text's beginning."""
+"""Settings with which the parts of a tokenizer neither add nor remove a space at a text's beginning."""
 
 
 def check_text(text: Any, name: str) -> str:
@@ -42,8 +43,8 @@ def check_text(text: Any, name: str) -> str:
         The text, as a plain `str`.
 
     Raises:
-        TypeError: it is no string.
-        ValueError: it holds half a surrogate pair, which is no character.
+        TypeError: it is not a string.
+        ValueError: it holds half a surrogate pair, which is not a character.
 
     Example:
         >>> check_text("A cat.", "text 0")
@@ -57,7 +58,7 @@ def check_text(text: Any, name: str) -> str:
             f"{name} holds half a surrogate pair, {half[0]!r} at character {half.start()}, which is not "
             "valid Unicode: decode it again, or call text.encode('utf-8', 'replace').decode()"
         )
-    return str.__str__(text)  # str(text) drops what stands at the end of numpy's strings
+    return str.__str__(text)  # str(text) drops null characters at the end of numpy's strings
 
 
 class TextTokenizer:
@@ -67,12 +68,12 @@ class TextTokenizer:
     is not marked as special is ordinary vocabulary, and stays one token.
 
     Args:
-        tokenizer: of the model; it is read, never changed. Tokens that are added to it later need a
-            new view.
+        tokenizer: of the model. It is never changed. Tokens that are added to it later need a new
+            view.
         split_special_tokens: False reads a control token's spelling as that token.
-        continued: tokenize and decode what stands after other text, without the space that
-            tokenizers in the manner of Llama 2 put before a text and take from it.
-        vocab_size: how many tokens the model knows; texts with further ones are refused. None: any.
+        continued: tokenize and decode text that continues other text, without the space that
+            tokenizers like Llama 2's add before a text and remove from it.
+        vocab_size: how many tokens the model has. Texts with other tokens are refused. None: any.
 
     Example:
         >>> tokenizer = TextTokenizer(model.tokenizer)
@@ -96,7 +97,7 @@ class TextTokenizer:
 
     @property
     def continued(self) -> "TextTokenizer":
-        """The same for text that stands after other text."""
+        """The same tokenizer for text that continues other text."""
         return TextTokenizer(self.tokenizer, self.split_special_tokens, True, self.vocab_size)
 
     def ids(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
@@ -104,7 +105,7 @@ class TextTokenizer:
 
         Args:
             texts: a sequence of strings.
-            add_special_tokens: put the special tokens around each that the tokenizer has for it.
+            add_special_tokens: put the tokenizer's special tokens around each.
 
         Raises:
             TypeError, ValueError: of `check_text`; the message has the text's number.
@@ -139,7 +140,7 @@ class TextTokenizer:
         return self._check_vocabulary(token_ids), offsets
 
     def _check_vocabulary(self, token_ids: list[list[int]]) -> list[list[int]]:
-        """The token ids, all of which the model has embeddings of."""
+        """Raise unless the model has an embedding for every token."""
         for i, ids in enumerate(token_ids):
             if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
                 token = self.tokenizer.convert_ids_to_tokens(max(ids))
@@ -162,7 +163,7 @@ class TextTokenizer:
         whole = view.decode(ids, skip_special_tokens=skip_special_tokens)
         if not whole.endswith(REPLACEMENT):
             return whole
-        # Llama 2's decoder gives up all the byte tokens in a row where the last of them are no character.
+        # Llama 2's decoder drops a whole run of byte tokens if the last of them are not a character.
         for cut in range(1, MAX_CHARACTER_TOKENS):
             text = view.decode(ids[:-cut], skip_special_tokens=skip_special_tokens)
             if not text.endswith(REPLACEMENT):
@@ -183,7 +184,7 @@ class TextTokenizer:
                 yield self._encode_in_pieces(text, add_special_tokens) if leaks else encoding
 
     def _control_tokens(self, encoding: Encoding) -> list[int]:
-        """Where in a text control tokens begin that were read from the text itself.
+        """Where control tokens that were read from the text itself begin in it.
 
         A Unigram or word-level model has control tokens among its words, and finds them there.
         """
@@ -227,7 +228,7 @@ class TextTokenizer:
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
-        """The special tokens, without the one for what is not in the vocabulary."""
+        """The special tokens, except the one for unknown words."""
         added = self._backend.get_added_tokens_decoder()
         special = {token_id for token_id, token in added.items() if token.special}
         return frozenset(special - {self.tokenizer.unk_token_id})
@@ -239,7 +240,7 @@ class TextTokenizer:
 
     @cached_property
     def _view(self) -> Tokenizer:
-        """A tokenizer with the same model and tokens; only the vocabulary is shared."""
+        """A tokenizer with the same model and tokens, which shares only the vocabulary."""
         backend = self._backend
         parts = {
             name: _state_of(getattr(backend, name))
@@ -263,7 +264,7 @@ def _state_of(part: Any) -> dict[str, Any] | None:
 
 
 def _without_space(part: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The part without the space that it puts before a text, or takes from it."""
+    """The part without the space that it adds before a text, or removes from it."""
     if part is None or part["type"] == "Prepend":
         return None
     part = part | {name: value for name, value in NO_SPACE.items() if name in part}

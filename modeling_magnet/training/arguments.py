@@ -1,4 +1,4 @@
-"""What a run can be told: one field, one place, one documentation."""
+"""Defines a run's arguments, each with its documentation."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from transformers import TrainingArguments
 from modeling_magnet.checks import whole_number
 
 ALL_LINEAR = ["all-linear"]
-"""All linear layers of the decoder, whatever their names."""
+"""All linear layers of the decoder, of any name."""
 
 
 @dataclass
 class ModelArguments:
-    """The base model, its special tokens, and the LoRA adapter."""
+    """The base model, its special tokens and the LoRA adapter."""
 
     model: str = field(
         default="smollm2",
@@ -28,22 +28,22 @@ class ModelArguments:
         default="auto",
         metadata={
             "help": "Token that begins every sequence, or `none`. `auto` takes a Magnet folder's setting, and "
-            "measures for other models after which token text is predicted best."
+            "for other models measures after which token they predict text best."
         },
     )
     start_in_encode: bool | None = field(
         default=None,
         metadata={
             "help": "Whether sentences to encode begin with the start token too. Default: a Magnet folder's "
-            "setting; of other models yes."
+            "setting, and yes for other models."
         },
     )
     pooling: str | None = field(
         default=None,
         metadata={
             "help": "A sentence's vector: the state at the end token (`end`, paper) or at the `first` token, "
-            "the `mean` of all states, or the `weighted_mean` where later ones weigh more. Default: a MAGNET "
-            "folder's setting; of other models `end`."
+            "the `mean` of all states, or the `weighted_mean`, in which later ones weigh more. Default: a "
+            "Magnet folder's setting, and `end` for other models."
         },
     )
     projection_head: bool = field(
@@ -62,7 +62,7 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "Attention backend: sdpa, eager or flex_attention. Default: sdpa where the "
+            "help": "Attention backend: sdpa, eager or flex_attention. Default: sdpa, if the "
             "architecture has it."
         },
     )
@@ -70,7 +70,7 @@ class ModelArguments:
         default=False,
         metadata={
             "help": "Compile the decoder's layers and the token losses (torch.compile), not the whole "
-            "model: a minute at the start, then shorter steps."
+            "model. It costs a minute at the start and shortens the steps."
         },
     )
     attention_dropout: float = field(
@@ -95,19 +95,19 @@ class ModelArguments:
     lora_target_modules: list[str] = field(
         default_factory=lambda: list(ALL_LINEAR),
         metadata={
-            "help": "Linear layers that get an adapter, by name; `all-linear`: all but the output head."
+            "help": "Linear layers that get an adapter, by name. `all-linear`: all except the output head."
         },
     )
 
 
 @dataclass
 class ExampleArguments:
-    """How a training example is made of text and of sentence pairs."""
+    """How a training example is made from text and sentence pairs."""
 
     separate_documents: bool = field(
         default=False,
         metadata={
-            "help": "Begin each document with the start token and keep documents of a block from "
+            "help": "Begin each document with the start token, and keep the documents of a block from "
             "seeing each other."
         },
     )
@@ -115,26 +115,29 @@ class ExampleArguments:
     cut_blocks: list[int] = field(
         default_factory=lambda: [1],
         metadata={
-            "help": "Into how many parts the blocks of a step are cut, drawn for each step: [1, 2, 4, 8] "
-            "trains on four lengths with as many tokens a step, and so on both sides of short and long "
-            "texts. Spans and gaps are shorter by as much."
+            "help": "Into how many parts the blocks of a step are cut, drawn for each step. [1, 2, 4, 8] "
+            "trains on four lengths, with the same number of tokens per step. Spans and gaps become "
+            "shorter in proportion."
         },
     )
     pair_length: int = field(
-        default=128, metadata={"help": "Most tokens of a sentence, prompt included (paper: 128)."}
+        default=128,
+        metadata={"help": "The most tokens in a sentence, including the prompt (paper: 128)."},
     )
     pairs_per_block: int = field(
         default=2,
-        metadata={"help": "Sentence pairs that go with a block (paper: 64 to 32 blocks)."},
+        metadata={"help": "Sentence pairs per block (paper: 2, as 64 pairs for 32 blocks)."},
     )
-    max_spans: int = field(default=2, metadata={"help": "Most missing spans per block (paper: 2)."})
+    max_spans: int = field(
+        default=2, metadata={"help": "The most missing spans per block (paper: 2)."}
+    )
     min_span_length: int = field(default=4, metadata={"help": "Shortest span (paper: 4)."})
     max_span_length: int = field(default=128, metadata={"help": "Longest span (paper: 128)."})
     end_of_span_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of blocks whose spans end with the end token, in longer gaps. From these the "
-            "model learns to infill without a known length (paper: none)."
+            "help": "Share of blocks whose spans end with the end token, in gaps that are longer. From "
+            "these the model learns to infill without a known length (paper: none)."
         },
     )
     max_gap_length: int = field(default=128, metadata={"help": "Longest gap around such a span."})
@@ -144,8 +147,8 @@ class ExampleArguments:
     all_span_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of blocks that are one span, i.e. plain next-token prediction (figure 2a). "
-            "The objectives ntp and divergence use these blocks."
+            "help": "Share of blocks that are a single span, that is, plain next-token prediction "
+            "(figure 2a). The objectives ntp and divergence use these blocks."
         },
     )
     other_prompt_fraction: float = field(
@@ -185,10 +188,10 @@ class ExampleArguments:
 
 @dataclass
 class DataArguments(ExampleArguments):
-    """Where the text and the sentence pairs are, and how a training example is made of them.
+    """Where the text and the sentence pairs are, and how a training example is made from them.
 
     A source is a list of files (.txt with one paragraph per line, .jsonl, .parquet; patterns with `*`),
-    a folder of such files, or one id of `datasets`.
+    a folder of such files, or an id of `datasets`.
     """
 
     text: list[str] = field(
@@ -203,15 +206,13 @@ class DataArguments(ExampleArguments):
     document_column: str | None = field(
         default=None,
         metadata={
-            "help": "Rows that follow each other with the same value here are one document; without "
-            "it each row is one."
+            "help": "Consecutive rows with the same value in this column are one document. Without it, "
+            "each row is a document."
         },
     )
     streaming: bool = field(
         default=False,
-        metadata={
-            "help": "Read only as much of the text as the run needs, without a copy of the rest."
-        },
+        metadata={"help": "Read only as much of the text as the run needs, and copy nothing else."},
     )
     pairs: list[str] = field(
         default_factory=list,
@@ -224,36 +225,36 @@ class DataArguments(ExampleArguments):
     pair_columns: list[str] = field(
         default_factory=lambda: ["sentence", "paraphrase"],
         metadata={
-            "help": "A sentence and its positive; each further column holds a hard negative. One column "
-            "alone: a sentence is its own positive, told apart by dropout (SimCSE)."
+            "help": "A sentence and its positive; each further column holds a hard negative. With a single "
+            "column, a sentence is its own positive, and dropout makes the two differ (SimCSE)."
         },
     )
     score_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of `pairs` that holds how alike the two texts are, from 0 to 1: what the "
-            "objective cosent works on."
+            "help": "Column of `pairs` that holds how similar the two texts are, from 0 to 1, for the "
+            "objective cosent."
         },
     )
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of `pairs` that holds each text's class, any value: what the objective supcon "
-            "works on. Texts of a class come in twos; those that are alone in theirs are left out."
+            "help": "Column of `pairs` that holds each text's class, any value, for the objective supcon. "
+            "Texts of a class come in twos. A text that is the only one of its class is left out."
         },
     )
     vector_columns: list[str] = field(
         default_factory=list,
         metadata={
             "help": "Columns of `pairs` with a teacher's vectors, one for each of pair_columns, as "
-            "`modeling_magnet.training.teacher_vectors` writes them: what the objective distil works on."
+            "`modeling_magnet.training.teacher_vectors` writes them, for the objective distil."
         },
     )
     group_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of `pairs`, such as an article's title: pairs with the same value come "
-            "together, as hard negatives of each other."
+            "help": "Column of `pairs`, such as an article's title. Pairs with the same value come together, "
+            "as hard negatives of each other."
         },
     )
     group_size: int = field(
@@ -269,10 +270,10 @@ class DataArguments(ExampleArguments):
         default="validation", metadata={"help": "Split of a `datasets` id to evaluate on."}
     )
     validation_blocks: int = field(
-        default=64, metadata={"help": "Blocks to evaluate on, the first ones."}
+        default=64, metadata={"help": "How many blocks to evaluate on: the first ones."}
     )
     validation_pair_count: int = field(
-        default=256, metadata={"help": "Pairs to evaluate on, the first ones."}
+        default=256, metadata={"help": "How many pairs to evaluate on: the first ones."}
     )
     token_cache: str | None = field(
         default=None,
@@ -283,39 +284,42 @@ class DataArguments(ExampleArguments):
         super().__post_init__()
         if not self.pair_columns:
             raise ValueError(
-                "pair_columns is empty: give a sentence's column, or its positive's too"
+                "pair_columns is empty: give the column of the sentence, and that of its positive if there is one"
             )
         if self.score_column is not None and len(self.pair_columns) != 2:
             raise ValueError(
-                f"pair_columns is {self.pair_columns}: two texts have a score ({self.score_column})"
+                f"pair_columns is {self.pair_columns}, but a score ({self.score_column}) is of two texts: give two"
             )
         if self.label_column is not None and len(self.pair_columns) != 1:
             raise ValueError(
-                f"pair_columns is {self.pair_columns}: one text has a class ({self.label_column})"
+                f"pair_columns is {self.pair_columns}, but a class ({self.label_column}) is of one text: give one"
             )
         if self.label_column is not None and self.group_column is not None:
             raise ValueError(
                 f"label_column is {self.label_column}, group_column {self.group_column}: texts with a "
-                "class come together by it, so leave group_column out"
+                "class are already grouped by it, so leave out group_column"
             )
         if self.vector_columns and len(self.vector_columns) != len(self.pair_columns):
             raise ValueError(
-                f"vector_columns is {self.vector_columns}, pair_columns {self.pair_columns}: give one of "
-                "vectors for each of texts"
+                f"vector_columns is {self.vector_columns}, pair_columns {self.pair_columns}: give one "
+                "column of vectors per column of texts"
             )
         if self.group_size < 1:
             raise ValueError(f"group_size is {self.group_size}: give 1 or more")
 
 
 OBJECTIVES = ("mntp", "sscl", "msg", "ntp", "divergence", "cosent", "supcon", "distil")
-"""The losses by name: masked next-token prediction, contrastive learning and missing-span generation
-(section 3.2); on blocks that are one span next-token prediction and the divergence from the base
-model; on scored pairs CoSENT; on texts with a class the supervised contrastive loss of several
-positives; and distillation from a teacher's vectors. The contrastive loss is self-supervised (SSCL) on pairs that were
-made, and supervised on pairs that are labelled."""
+"""The losses by name.
+
+`mntp`, `sscl` and `msg` are masked next-token prediction, contrastive learning and missing-span generation
+(section 3.2). On blocks that are one span, `ntp` is next-token prediction, and `divergence` is the divergence
+from the base model. `cosent` works on scored pairs, `supcon` (supervised contrastive, with several positives)
+on texts with a class, and `distil` on a teacher's vectors. `sscl` is self-supervised on generated pairs, and
+supervised on labelled ones.
+"""
 
 PAIR_OBJECTIVES = ("sscl", "cosent", "supcon", "distil")
-"""Those that work on sentence vectors."""
+"""The objectives that work on sentence vectors."""
 
 
 @dataclass
@@ -340,15 +344,15 @@ class MagnetTrainingArguments(TrainingArguments):
     guide_margin: float | None = field(
         default=None,
         metadata={
-            "help": "Leave out negatives of sscl that the vectors of vector_columns, a guide's, find as near to "
-            "the query as its positive less this margin (GIST; 0: nearer than the positive)."
+            "help": "Leave out negatives of sscl that a guide (the vectors of vector_columns) finds more similar "
+            "to the query than its positive minus this margin (GIST). 0: more similar than the positive."
         },
     )
     guide_margin_strategy: str = field(
         default="absolute",
         metadata={
-            "help": "Of guide_margin: `absolute`, a difference of cosines, or `relative`, a share of the "
-            "positive's."
+            "help": "What guide_margin is: `absolute`, a difference of cosines, or `relative`, a share of "
+            "the positive's cosine."
         },
     )
     masked_token_prediction: bool = field(
@@ -361,28 +365,28 @@ class MagnetTrainingArguments(TrainingArguments):
     pair_chunk: int = field(
         default=0,
         metadata={
-            "help": "GradCache: the number of sentences in memory at a time, for any contrastive batch. The "
-            "others are recomputed, dropout included. 0: all at once."
+            "help": "GradCache: the number of sentences in memory at a time, for a contrastive batch of any "
+            "size. The others are recomputed, including dropout. 0: all at once."
         },
     )
     matryoshka_dims: list[int] = field(
         default_factory=list,
         metadata={
-            "help": "Numbers of leading dimensions, one drawn for each step: the losses on sentence vectors "
-            "are taken on vectors that are cut to it too. What `encode(truncate_dim=)` is trained by."
+            "help": "Numbers of leading dimensions. Each step draws one, and also takes the losses on sentence "
+            "vectors on vectors that are cut to it. This trains for `encode(truncate_dim=)`."
         },
     )
     matryoshka_layers: list[int] = field(
         default_factory=list,
         metadata={
-            "help": "Numbers of layers, one drawn for each step: the losses on sentence vectors are taken "
-            "on those after so many layers too. What `encode(num_layers=)` is trained by."
+            "help": "Numbers of layers. Each step draws one, and also takes the losses on sentence vectors on "
+            "the vectors after that layer. This trains for `encode(num_layers=)`."
         },
     )
     early_stopping_patience: int = field(
         default=0,
         metadata={
-            "help": "Evaluations without a better metric_for_best_model to stop after; 0: never."
+            "help": "Stop after this many evaluations without a better metric_for_best_model. 0: never."
         },
     )
     output_dir: str = field(default="outputs/magnet", metadata={"help": "Where all results go."})
@@ -396,10 +400,10 @@ class MagnetTrainingArguments(TrainingArguments):
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log lines."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Must stay off: a loss that is no number stops the run."}
+        default=False, metadata={"help": "Must stay off: a loss of NaN or infinity stops the run."}
     )
     report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "Trackers, as in transformers; none for none."}
+        default="tensorboard", metadata={"help": "Trackers, as in transformers, or `none`."}
     )
     hub_strategy: str = field(
         default="end",
@@ -420,7 +424,7 @@ class MagnetTrainingArguments(TrainingArguments):
             weights = [phase.get(name, 0) for name in OBJECTIVES]
             if min(weights) < 0 or max(weights) == 0:
                 raise ValueError(
-                    f"objective_schedule holds {phase}: weights are 0 or more, and one is not 0"
+                    f"objective_schedule holds {phase}: give weights of 0 or more, and at least one above 0"
                 )
         if self.guide_margin_strategy not in ("absolute", "relative"):
             raise ValueError(
@@ -434,7 +438,8 @@ class MagnetTrainingArguments(TrainingArguments):
             and not self.has_weight("sscl")
         ):
             raise ValueError(
-                f"guide_margin is {self.guide_margin}, and sscl, whose negatives it leaves out, has no weight"
+                f"guide_margin is {self.guide_margin}, but it leaves out negatives of sscl, which has no weight: "
+                "give sscl a weight, or leave out guide_margin"
             )
         for name in ("matryoshka_dims", "matryoshka_layers"):
             given = getattr(self, name)
@@ -444,13 +449,15 @@ class MagnetTrainingArguments(TrainingArguments):
         sizes = self.matryoshka_dims or self.matryoshka_layers
         if sizes and self.objective_schedule and not self.has_weight(*PAIR_OBJECTIVES):
             raise ValueError(
-                "matryoshka_dims or matryoshka_layers is set, and no objective on sentence vectors has a "
-                f"weight: give one of {', '.join(PAIR_OBJECTIVES)} one"
+                "matryoshka_dims or matryoshka_layers is set, but no objective on sentence vectors has a "
+                f"weight: give a weight to one of {', '.join(PAIR_OBJECTIVES)}"
             )
         for name, wanted, why in FIXED_SETTINGS:
             if getattr(self, name) != wanted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be {wanted!r}: {why}")
-        if self.ddp_find_unused_parameters is None:  # the projection head rests without pairs
+        if (
+            self.ddp_find_unused_parameters is None
+        ):  # without pairs the projection head has no gradient
             self.ddp_find_unused_parameters = not all(
                 any(phase.get(name, 0) > 0 for name in PAIR_OBJECTIVES)
                 for phase in self.objective_schedule
@@ -458,7 +465,7 @@ class MagnetTrainingArguments(TrainingArguments):
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}
         total = sum(phase["steps"] for phase in self.objective_schedule)
-        if not self.objective_schedule:  # `MagnetConfig`: the data tells
+        if not self.objective_schedule:  # `MagnetConfig`: the data decides
             return
         if self.max_steps <= 0:
             self.max_steps = total
@@ -473,7 +480,7 @@ class MagnetTrainingArguments(TrainingArguments):
             step: counted from 0.
 
         Returns:
-            All of `OBJECTIVES`, by name; 0 for those that rest.
+            All of `OBJECTIVES`, by name; 0 for those not in use.
         """
         phase: dict[str, Any] = {}
         for phase in self.objective_schedule:
@@ -490,26 +497,26 @@ class MagnetTrainingArguments(TrainingArguments):
 
 
 def _scaled(schedule: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
-    """Phases of proportional length; each keeps a step."""
+    """Scale the phases to another length. Each keeps at least one step."""
     ends = np.cumsum([phase["steps"] for phase in schedule]) * factor
     steps = np.diff(np.round(ends).astype(int), prepend=0).clip(min=1)
     return [phase | {"steps": int(n)} for phase, n in zip(schedule, steps, strict=True)]
 
 
 Arguments = tuple[ModelArguments, DataArguments, MagnetTrainingArguments]
-"""All that a run is told."""
+"""All arguments of a run."""
 
 FIXED_SETTINGS = (
     ("remove_unused_columns", False, "the collator makes all inputs"),
     ("label_smoothing_factor", 0.0, "it has no meaning for MAGNET's losses"),
-    ("logging_nan_inf_filter", False, "a loss that is no number stops the run"),
+    ("logging_nan_inf_filter", False, "a loss of NaN or infinity stops the run"),
     ("eval_do_concat_batches", True, "metrics are taken over the whole evaluation set"),
     ("batch_eval_metrics", False, "metrics are taken over the whole evaluation set"),
-    ("prediction_loss_only", False, "each objective has a metric of its own"),
+    ("prediction_loss_only", False, "each objective has a separate metric"),
     ("neftune_noise_alpha", None, "noise would enter every objective and the contrastive views"),
-    ("auto_find_batch_size", False, "which items make a step depends on the batch size"),
+    ("auto_find_batch_size", False, "the batch size decides which items make a step"),
     ("train_sampling_strategy", "sequential", "the dataset is in the run's order already"),
     ("ignore_data_skip", False, "a resumed run sees the data that the whole run would"),
     ("hub_strategy", "end", "the merged model is uploaded once, when it is done"),
 )
-"""Settings of transformers' Trainer that would do something else here than they say."""
+"""Settings of transformers' Trainer that would not do here what they say."""

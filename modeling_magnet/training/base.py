@@ -1,4 +1,4 @@
-"""The base model of a run, its special tokens and its adapter."""
+"""Loads a run's base model, and prepares its special tokens and its adapter."""
 
 import contextlib
 import importlib.util
@@ -56,8 +56,8 @@ def load_base(model: str, **kwargs) -> MagnetMixin:
 
     Raises:
         ModuleNotFoundError: `smollm2` is asked for and not installed.
-        RuntimeError: this transformers misreads the tokenizer of its GGUF file.
-        ValueError: there is no MAGNET class for the architecture.
+        RuntimeError: this release of transformers misreads the tokenizer of its GGUF file.
+        ValueError: no MAGNET class is for this architecture.
     """
     kwargs.setdefault("dtype", torch.float32)
     if model != SMOLLM2:
@@ -77,14 +77,14 @@ def choose_start_token(
 ) -> tuple[int | None, dict[str, float]]:
     """Measure after which first token a model predicts text best.
 
-    Base models differ in what separated their documents; a wrong start token costs perplexity in
-    every use.
+    Base models differ in what separated their documents. A wrong start token makes every use of the model
+    worse.
 
     Args:
         model: with its tokenizer.
         texts: paragraphs; the first `count` that are long enough are used.
-        length: tokens to read of each.
-        count: how many to read.
+        length: how many tokens of each to read.
+        count: how many texts to read.
 
     Returns:
         The token's id (None: no start token is best), and the perplexity of each candidate: the
@@ -125,7 +125,7 @@ def resolve_start_token(model: MagnetMixin, start_token: str, texts: list[str]) 
 
 
 def single_token_id(tokenizer: PreTrainedTokenizerBase, text: str, name: str) -> int:
-    """The id of a text that is one token of the vocabulary, a control token or one inside a text.
+    """The id of a text that is a single token of the vocabulary, such as a control token.
 
     Args:
         tokenizer: of the model.
@@ -152,17 +152,17 @@ def prepare_base(
     trained_length: int | None = None,
     args: MagnetTrainingArguments | None = None,
 ) -> None:
-    """Write the base as a Magnet folder, its start token settled, unless the folder is there.
+    """Write the base as a Magnet folder with its start token, unless the folder exists.
 
     Args:
         arguments: of the run.
-        texts: to measure the start token on where it is `auto` and the base is no Magnet folder.
+        texts: to measure the start token on, if it is `auto` and the base is not a Magnet folder.
         folder: written whole or not at all.
-        trained_length: of the settings, the longest text of the run; None: as the base has it.
-        args: of the run, whose widths and layers the settings note.
+        trained_length: the longest text of the run, for the settings; None: keep the base's.
+        args: of the run. Its widths and layers are noted in the settings.
 
     Raises:
-        ValueError: the model has not so many layers or dimensions as are to be trained.
+        ValueError: the model has fewer layers or dimensions than are to be trained.
     """
     if (Path(folder) / "config.json").exists():
         return
@@ -184,9 +184,9 @@ def prepare_base(
 
 @contextlib.contextmanager
 def unsharded_weights(args: TrainingArguments) -> Iterator[None]:
-    """Load weights whole in one process.
+    """Load unsharded weights in one process.
 
-    Under DeepSpeed's ZeRO-3 transformers shards whatever it loads, and waits for all processes.
+    Under DeepSpeed's ZeRO-3, transformers shards every model that it loads, and waits for all processes.
     """
     plugin: Any = args.deepspeed_plugin
     if plugin is None:
@@ -196,12 +196,12 @@ def unsharded_weights(args: TrainingArguments) -> Iterator[None]:
     try:
         yield
     finally:
-        own = getattr(args, "hf_deepspeed_config", None)  # where `deepspeed` is an argument
+        own = getattr(args, "hf_deepspeed_config", None)  # if `deepspeed` is an argument
         deepspeed.set_hf_deepspeed_config(own or plugin.dschf)
 
 
 def load_for_training(folder: str | Path, arguments: ModelArguments) -> PeftModel | ObjectivesMixin:
-    """Load a base in the class that trains, with a fresh LoRA adapter unless `lora_r` is 0.
+    """Load a base in its training class, with a fresh LoRA adapter unless `lora_r` is 0.
 
     Args:
         folder: of `prepare_base`.
@@ -234,7 +234,7 @@ def load_for_training(folder: str | Path, arguments: ModelArguments) -> PeftMode
         attention_dropout=arguments.attention_dropout,
         **loading,
     )
-    model.tokenizer  # noqa: B018  a missing tokenizer is said now
+    model.tokenizer  # noqa: B018  raises now if it is missing
     if not arguments.projection_head:
         model.projection = nn.Identity()
     elif not deepspeed.is_deepspeed_zero3_enabled():  # which keeps float32 copies itself
@@ -264,27 +264,29 @@ def load_adapter(model: PeftModel, folder: str) -> None:
     """Give a fresh LoRA adapter the weights of another run's.
 
     Raises:
-        ValueError: there is none in the folder, or it has another rank, scale or layers.
+        ValueError: the folder has no adapter, or one with another rank, scale or layers.
     """
     theirs, ours = PeftConfig.from_pretrained(folder), model.active_peft_config
     for name in ("r", "lora_alpha", "target_modules"):
         given, wanted = getattr(theirs, name, None), getattr(ours, name)
         if given != wanted:
-            raise ValueError(f"{folder} has {name} {given}, this run {wanted}: give the same")
+            raise ValueError(
+                f"{folder} has {name} {given}, this run has {wanted}: give the same value"
+            )
     fresh, given = get_peft_model_state_dict(model), load_peft_weights(folder, device="cpu")
     missing = [name for name in fresh if "lora_" in name and name not in given]
     unknown = [name for name in given if name not in fresh]
     if missing or unknown:
         raise ValueError(
-            f"{folder} is not an adapter of this base: it lacks {missing[:3]}, and has {unknown[:3]}"
+            f"{folder} is not an adapter of this base: it lacks {missing[:3]}, and has unknown {unknown[:3]}"
         )
-    set_peft_model_state_dict(model, fresh | given)  # the projection head begins anew
+    set_peft_model_state_dict(model, fresh | given)  # the projection head starts afresh
 
 
 def linear_layers(model: MagnetMixin) -> list[str]:
-    """The names of the decoder's linear layers: `q_proj` and so on, `qkv_proj` in Phi-3.
+    """The names of the decoder's linear layers: `q_proj` and so on, or `qkv_proj` in Phi-3.
 
-    Without output head and projection head, which PEFT's own `all-linear` would adapt too.
+    They exclude the output head and the projection head, which PEFT's own `all-linear` would adapt too.
     """
     modules = model.base_model.named_modules()
     return sorted({n.rpartition(".")[2] for n, layer in modules if isinstance(layer, nn.Linear)})
@@ -294,7 +296,7 @@ def dtype_of(arguments: ModelArguments):
     """The dtype that the arguments name.
 
     Raises:
-        ValueError: it is none of those that training knows.
+        ValueError: training does not support it.
     """
     if arguments.dtype not in ("float32", "bfloat16", "auto"):
         raise ValueError(f"dtype is {arguments.dtype!r}: give float32, bfloat16 or auto")

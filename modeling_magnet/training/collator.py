@@ -1,4 +1,4 @@
-"""From items to a step's tensors: missing spans, masked tokens, prompts (MAGNET, section 3.2)."""
+"""Collates items to tensors: draws missing spans, masked tokens and prompts (MAGNET, section 3.2)."""
 
 import logging
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ IGNORE = -100
 """The label of a token that is not predicted."""
 
 MASKED, RANDOM = 0.8, 0.1
-"""Shares of the selected tokens that become the mask token and a random one; the rest stay."""
+"""Shares of the selected tokens that become the mask token or a random one. The others stay."""
 
 
 @dataclass
 class MagnetCollator:
-    """Marks spans, masks context tokens and adds prompts; all drawn from the seed and item numbers.
+    """Marks spans, masks context tokens and adds prompts, all drawn from the seed and the item's number.
 
     Attributes:
         tokenizer: of the base model.
@@ -34,7 +34,7 @@ class MagnetCollator:
         mask_token_id: what a masked token becomes.
         vocab_size: random tokens are drawn below it.
         arguments: span lengths, shares and limits.
-        seed: of all that is drawn.
+        seed: of all draws.
         items_per_step: items in an optimizer step, over all processes and accumulated batches.
     """
 
@@ -53,14 +53,16 @@ class MagnetCollator:
             items: of a `MagnetDataset`.
 
         Returns:
-            Where items have blocks, `input_ids`, `span_ids`, `mntp_labels`, `msg_labels` (blocks
-            with spans) and `ntp_labels` (blocks that are one span): (blocks, length), where a block
-            is a part of an item's in steps that cut them (`cut_blocks`), a label standing at the
-            token that it names; with documents kept apart `document_ids`, and with
-            spans in longer gaps `position_ids`, of the same shape. Where items have pairs, `pair_input_ids` and `pair_attention_mask`: (views,
-            pairs, length), the sentences, their positives and, if there are any, hard negatives,
-            without start and end token; where pairs have scores `pair_scores`, (1, pairs), where
-            texts have a class `classes`, (1, texts), and where there are a teacher's vectors `teacher_vectors`, (views, pairs, size).
+            If items have blocks, tensors of shape (blocks, length): `input_ids`, `span_ids`,
+            `mntp_labels`, `msg_labels` (for blocks with spans) and `ntp_labels` (for blocks that are one
+            span). A label is at the token that it names. `document_ids` is added if documents are kept
+            apart, and `position_ids` if spans are in longer gaps. In steps that cut blocks
+            (`cut_blocks`), a block here is a part of an item's block.
+
+            If items have pairs, `pair_input_ids` and `pair_attention_mask`, (views, pairs, length): the
+            sentences, their positives and any hard negatives, without start and end token. Scores add
+            `pair_scores`, (1, pairs), classes `classes`, (1, texts), and a teacher's vectors
+            `teacher_vectors`, (views, pairs, size).
         """
         batch: dict[str, torch.Tensor] = {}
         if items[0].block is not None:
@@ -100,7 +102,7 @@ class MagnetCollator:
             )
 
     def _parts_of_a_block(self, first: Item) -> int:
-        """Into how many parts the blocks of an item's step are cut; held-out blocks stay whole."""
+        """Into how many parts the blocks of a step are cut. Held-out blocks stay whole."""
         if first.held_out:
             return 1
         step = first.index // self.items_per_step
@@ -108,7 +110,7 @@ class MagnetCollator:
         return int(generator.choice(self.arguments.cut_blocks))
 
     def _mark_and_mask(self, item: Item, parts: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the rows of an item, each seeded by its number among rows of this length."""
+        """Yield the rows of an item, each seeded by its number among rows of this length."""
         assert item.block is not None
         if parts == 1:
             blocks = [(item.block, item.document_ids)]
@@ -129,7 +131,7 @@ class MagnetCollator:
     ) -> dict[str, np.ndarray]:
         generator = np.random.default_rng((self.seed, 2, number))
         tokens = np.asarray(block, dtype=np.int64)
-        # Even shares: with a fraction of 1/4, of four consecutive blocks one is one span.
+        # Spread evenly: with a fraction of 1/4, every fourth block is one span.
         fraction = 0.0 if held_out else self.arguments.all_span_fraction
         all_span = int((number + 1) * fraction) > int(number * fraction)
         if all_span:
@@ -143,13 +145,13 @@ class MagnetCollator:
             )
         predictable = np.ones(len(tokens), dtype=bool)
         predictable[0] = False
-        if documents is not None:  # nothing of its document stands before a first token
+        if documents is not None:  # a document's first token has nothing before it
             predictable[1:] = documents[1:] == documents[:-1]
         span_labels = np.where((span_ids > 0) & predictable, tokens, IGNORE)
         nothing = np.full_like(tokens, IGNORE)
 
-        # The output before a token predicts it. Token 0 has none before it, and the one before a
-        # token right after a span is the span's, which sees the token itself.
+        # The output before a token predicts it. Token 0 has no output before it. Before the token right
+        # after a span is an output of the span, which sees that token itself.
         eligible = predictable & (span_ids == 0)
         eligible[1:] &= span_ids[:-1] == 0
         positions = np.flatnonzero(eligible)
@@ -179,10 +181,10 @@ class MagnetCollator:
         return generator.random() < self.arguments.end_of_span_fraction
 
     def _end_spans(self, tokens, span_ids, documents, number, parts):
-        """Put the end token after each span, and the spans into gaps that are longer than they.
+        """Put the end token after each span, and the spans into gaps that are longer than they are.
 
-        So a model learns when a span is written that the gap says nothing about. What is pushed over
-        the end of the block is dropped.
+        So a model learns where a span ends even if the gap does not tell. Tokens pushed beyond the end of
+        the block are dropped.
 
         Returns:
             Tokens, span map, documents (or None) and position ids, (length,) each.
@@ -205,13 +207,13 @@ class MagnetCollator:
 
     @staticmethod
     def _one_span(length: int) -> np.ndarray:
-        """(length,) the map of plain next-token prediction; token 0 is context to begin from."""
+        """The map (length,) of plain next-token prediction. Token 0 is the context to begin from."""
         span_ids = np.ones(length, dtype=np.int64)
         span_ids[0] = 0
         return span_ids
 
     def _draw_spans(self, length: int, parts: int, generator: np.random.Generator) -> np.ndarray:
-        """(length,) a span map: 1 to `max_spans` spans apart.
+        """Draw a span map (length,) with 1 to `max_spans` separate spans.
 
         Token 0 and the token before each span stay context: the output there predicts the span's
         first token.
@@ -241,7 +243,7 @@ class MagnetCollator:
         prompt = self._draw_prompt(None if first.held_out else first.index // self.items_per_step)
         views = list(range(len(first.pairs[0])))
         if views == [0] and first.vectors is None and first.classes is None:
-            views = [0, 0]  # dropout alone makes the positive
+            views = [0, 0]  # only dropout makes the positive
         texts = [prompt + pair[view] for view in views for item in items for pair in item.pairs]
         limit = self.arguments.pair_length - self.settings.special_tokens
         rows = [torch.tensor(ids[:limit]) for ids in self._text_tokenizer.ids(texts)]
@@ -250,10 +252,10 @@ class MagnetCollator:
         return {"pair_input_ids": padded, "pair_attention_mask": mask.view_as(padded)}
 
     def _draw_prompt(self, step: int | None) -> str:
-        """The default prompt or, in a share of steps, none or another one (as often as each other).
+        """The default prompt or, in a share of steps, none or another one (equally often).
 
-        Without a step the default one, to evaluate with. All sentences of a step have the same:
-        prompts that differ would tell sentences apart.
+        Without a step, for evaluation, it is the default. All sentences of a step have the same prompt,
+        since sentences could be told apart by different ones.
         """
         default = self.settings.prompt_text(None, None)
         if step is None:
@@ -270,21 +272,21 @@ class MagnetCollator:
 def cut_block(
     tokens: np.ndarray, document_ids: np.ndarray | None, parts: int, has_start: bool
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Cut a block into shorter ones of one length, each after the start token; the rest is dropped.
+    """Cut a block into shorter ones of equal length, each with a start token. The rest is dropped.
 
         S a a a b b b b b c c   in 2   S a a a b   S b b b b
         documents kept apart           0 0 0 0 1   0 0 0 0 0
 
-    Where documents are kept apart, one that begins with a part has brought its start token.
+    If documents are kept apart, a document that begins with a part already has its start token.
 
     Args:
-        tokens: (length,) of a `Blocks` table.
+        tokens: (length,) from a `Blocks` table.
         document_ids: (length,) or None.
         parts: 2 or more.
         has_start: whether the block begins with a start token.
 
     Returns:
-        For each part its tokens, (length // parts,), and their documents, likewise, or None.
+        For each part its tokens, (length // parts,), and their documents, (length // parts,) or None.
     """
     own = int(has_start)
     size = len(tokens) // parts - own

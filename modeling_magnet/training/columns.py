@@ -1,4 +1,4 @@
-"""What a `datasets.Dataset` is for, told by its columns as sentence-transformers does, and its rows checked."""
+"""Recognizes what a `datasets.Dataset` is for by its columns, as sentence-transformers does, and checks its rows."""
 
 import re
 from collections import Counter
@@ -11,20 +11,19 @@ from .sources import Row, text_fault, usable_rows
 from .tables import PAIR, VECTORS, Pairs, check_score, check_vectors
 
 LABELS = ("label", "labels", "score", "scores")
-"""What sentence-transformers takes for a label."""
+"""Columns that sentence-transformers takes for labels."""
 
 EXPECTED_COLUMNS = (
-    "give `text` (for MNTP, MSG and NTP); or texts alone, the first a query, the second its positive, "
-    "all others hard negatives, such as anchor, positive, negative_1 (contrastive); or two texts and a "
-    "score from 0 to 1, such as sentence1, sentence2, score (CoSENT); or a text and its class, a whole number or a string, such as text, label (supervised "
-    "contrastive); or texts and as many lists of numbers, "
-    "a teacher's vectors, such as text, vector (distillation). rename_columns, select_columns and "
-    "remove_columns change a dataset's"
+    "give one of these. `text` (for MNTP, MSG and NTP). Only texts: a query, its positive and any hard "
+    "negatives, such as anchor, positive, negative_1 (contrastive). Two texts and a score from 0 to 1, such as "
+    "sentence1, sentence2, score (CoSENT). A text and its class, a whole number or a string, such as text, "
+    "label (supervised contrastive). Texts and as many lists of numbers, a teacher's vectors, such as text, "
+    "vector (distillation). To change columns, use rename_columns, select_columns and remove_columns"
 )
 
 
 INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
-"""Types of numbers that a class may be."""
+"""Types of numbers that may be classes."""
 
 OBJECTIVES_OF_KIND = {
     "text": ("mntp", "msg", "ntp", "divergence"),
@@ -33,19 +32,19 @@ OBJECTIVES_OF_KIND = {
     "classes": ("supcon",),
     "taught": ("distil",),
 }
-"""The objectives by what they work on."""
+"""The objectives that each kind of dataset can train."""
 
 
 class DatasetUse(NamedTuple):
-    """A dataset and what it is for.
+    """A dataset, and what it is used for.
 
     Attributes:
         kind: `text`, `pairs`, `scored` pairs, texts with `classes`, or `taught` texts, which have a
             teacher's vectors.
-        dataset: whose columns were told apart.
+        dataset: the dataset itself.
         texts: columns of text.
         label: column of scores or classes.
-        vectors: columns of vectors, one for each of `texts`, or none. Pairs may have them too.
+        vectors: columns of vectors, one for each of `texts`, or empty. Pairs may have them too.
     """
 
     kind: str
@@ -56,24 +55,24 @@ class DatasetUse(NamedTuple):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What can be trained on it."""
+        """The objectives that it can train."""
         return OBJECTIVES_OF_KIND[self.kind] + (
             ("distil",) if self.vectors and self.kind != "taught" else ()
         )
 
 
 def recognize(given: Any, name: str) -> dict[str, DatasetUse]:
-    """Tell what each dataset is for.
+    """Recognize what each dataset is for.
 
     Args:
         given: a `Dataset`, or a dict of them with any keys.
         name: of the argument, for messages.
 
     Returns:
-        The uses by `text` and `pairs`; there is one or both.
+        The uses, by `text`, `pairs` or both.
 
     Raises:
-        TypeError: something is no `Dataset`.
+        TypeError: something is not a `Dataset`.
         ValueError: columns fit no objective, or two datasets are for the same one.
     """
     uses: dict[str, DatasetUse] = {}
@@ -102,12 +101,12 @@ def _use_of(dataset: Any, where: str) -> DatasetUse:
     if "text" in texts and not labels and not vectors:
         return DatasetUse("text", dataset, ("text",))
     nothing_else = len(texts) + len(vectors) == len(columns) and not any(map(_is_id, texts))
-    if not labels and {"anchor", "positive"} <= set(texts):  # by name, whatever else there is
+    if not labels and {"anchor", "positive"} <= set(texts):  # by name, with any other columns
         nothing_else = True
         negatives = tuple(name for name in texts if name.startswith("negative"))
         texts = ("anchor", "positive", *negatives)
     named = tuple(f"{name}_vector" for name in texts)
-    if set(named) == set(vectors):  # in whatever order they are
+    if set(named) == set(vectors):  # in any order
         vectors = named
     if len(vectors) in (0, len(texts)):
         if len(labels) == 1 and len(texts) == 2 and re.match("float|u?int", kinds[labels[0]]):
@@ -145,7 +144,7 @@ def _is_id(column: str) -> bool:
 
 
 def text_rows(use: DatasetUse, counts: Counter) -> Iterator[Row]:
-    """The rows of a dataset of text; those without are left out, and counted."""
+    """The rows of a dataset of text. Rows without text are left out and counted."""
     rows = enumerate(use.dataset.with_format(None).select_columns(["text"]))
     return usable_rows(((f"row {i}", row) for i, row in rows), ("text",), False, counts)
 
@@ -154,8 +153,8 @@ def pairs_of(use: DatasetUse, name: str) -> Pairs:
     """The pairs of a dataset, each row checked.
 
     Raises:
-        ValueError: a text is missing or blank, a negative is its positive or its query, or a score is
-            not from 0 to 1, a class or a vector cannot be used.
+        ValueError: a text is missing or blank, a negative equals its positive or its query, a score is
+            not from 0 to 1, or a class or a vector cannot be used.
     """
     texts = use.texts
     labels = () if use.label is None else (use.label,)

@@ -1,4 +1,4 @@
-"""`MagnetConfig`: what `MagnetTrainer` is told where data and model come as Python objects."""
+"""Defines `MagnetConfig`, the arguments of `MagnetTrainer` when data and model are Python objects."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,22 +10,22 @@ from .arguments import ExampleArguments, MagnetTrainingArguments
 class MagnetConfig(ExampleArguments, MagnetTrainingArguments):
     """transformers' `TrainingArguments`, the objectives' weights, and how an example is made.
 
-    The length of a run is `max_steps`, or `num_train_epochs` of the text, or without text of the pairs.
-    `per_device_train_batch_size` counts blocks of text, or without text pairs.
+    The length of a run is `max_steps`, or `num_train_epochs` over the text (over the pairs if there is no
+    text). `per_device_train_batch_size` counts blocks of text (pairs if there is no text).
     """
 
     objective_schedule: list[dict[str, Any]] = field(
         default_factory=list,
         metadata={
-            "help": "Phases in order, each with its steps and the objectives' weights. Default: one in "
+            "help": "Phases in order, each with its steps and the objectives' weights. Default: one phase, in "
             "which each objective that the columns allow has the weight 1."
         },
     )
     start_token: str = field(
         default="auto",
         metadata={
-            "help": "Token that begins every sequence; `none` is none; `auto` is what a Magnet folder says, "
-            "and for other models is measured on the text, or without text is the tokenizer's."
+            "help": "Token that begins every sequence, or `none`. `auto` takes a Magnet folder's setting. For "
+            "other models it is measured on the text, or without text is the tokenizer's."
         },
     )
     mask_token: str = field(

@@ -1,4 +1,4 @@
-"""Text and sentence pairs as one dataset whose items are what a step needs."""
+"""Joins text and sentence pairs into one dataset, each item of which has what a step needs."""
 
 from dataclasses import dataclass
 
@@ -16,18 +16,18 @@ __all__ = [
 
 @dataclass
 class Item:
-    """What goes into a step together: a block and its sentence pairs.
+    """A block and its sentence pairs, which go into a step together.
 
     Attributes:
         index: the item's number in the run, which seeds its spans and masks.
         block: (block_length,) token ids; None where the run has no text.
-        document_ids: (block_length,) each token's document, counted from 0 in the block; None where
+        document_ids: (block_length,) each token's document, counted from 0 in the block; None if
             documents are not kept apart.
         pairs: texts of the pair columns: (sentence,), or (sentence, positive) and any hard negatives.
-        scores: how alike the two texts of each pair are, from 0 to 1; None where pairs have no score.
-        classes: the class of each text; None where texts have none.
-        vectors: (texts, size) a teacher's of each pair's texts; None where there are none.
-        held_out: whether it is there to evaluate on.
+        scores: how similar the two texts of each pair are, from 0 to 1; None if pairs have no score.
+        classes: the class of each text; None if texts have none.
+        vectors: (texts, size) for each pair, a teacher's vectors of its texts; None if there are none.
+        held_out: whether it is for evaluation.
     """
 
     index: int
@@ -41,28 +41,28 @@ class Item:
 
 
 class MagnetDataset(Dataset):
-    """The whole run as a list of items, in an order that depends on the seed alone.
+    """The whole run as a list of items, in an order that depends only on the seed.
 
-    Blocks and pairs are each reshuffled whenever they are used up. Item i is the same whatever the
-    number of workers and processes, and after a resume, because it is computed from i.
+    Blocks and pairs are each reshuffled whenever they are used up. Item i is computed from i, so it is
+    the same for any number of workers and processes, and after a resume.
 
-    Pairs of a group come in runs of `group_size`, so that a step's sentences cannot be told apart by
-    their topic alone: groups are shuffled, and pairs within each; all in a row are cut into runs,
-    which are shuffled in turn. The last pairs of a group share a run with the next group's first.
-    Texts with a class come in runs of two of the same class; of an odd number one waits for the
-    next epoch.
+    Pairs of a group come in runs of `group_size`, so that a step's sentences cannot be told apart merely
+    by their topic. To make runs, groups are shuffled, and the pairs within each; the sequence is cut into
+    runs, which are shuffled too. The last pairs of a group share a run with the first of the next.
+    Texts with a class come in twos of the same class. If a class has an odd number of texts, one of them
+    waits for the next epoch.
 
     Args:
-        blocks: anything with a length that gives (token ids, document ids or None) by number.
-        pairs: None for a run of text alone.
+        blocks: any sequence of (token ids, document ids or None).
+        pairs: None for a run with only text.
         length: items of the run.
         pairs_per_block: pairs in an item.
         seed: of the order.
-        group_size: pairs of a group that come together, where `pairs` has groups.
-        held_out: whether to take all in the order of the files, and mark the items.
+        group_size: how many pairs of a group come together, if `pairs` has groups.
+        held_out: whether to keep the order of the files, and mark the items as held out.
 
     Raises:
-        ValueError: there is neither text nor a pair to take, or `pairs_per_block` without pairs.
+        ValueError: there is neither text nor a pair, or `pairs_per_block` is set without pairs.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class MagnetDataset(Dataset):
 
 
 class _Order:
-    """Numbers below `count`, reshuffled each epoch; without a seed always 0, 1, 2, ..."""
+    """The numbers below `count`, reshuffled each epoch. Without a seed: always 0, 1, 2, ..."""
 
     def __init__(
         self,
@@ -153,14 +153,15 @@ class _Order:
 
 
 class _ClassOrder(_Order):
-    """Numbers of texts in twos of a class, reshuffled each epoch; without a seed all, 0, 1, 2, ..."""
+    """Numbers of texts, in twos of the same class, reshuffled each epoch. Without a seed: 0, 1, 2, ..."""
 
     def __init__(self, classes: np.ndarray, seed: int | None, stream: int):
         sizes = np.bincount(classes)
         count = len(classes) if seed is None else int((sizes // 2 * 2).sum())
         if not count:
             raise ValueError(
-                f"no two of {len(classes)} texts have the same class: those of a class are each other's positives"
+                f"no two of {len(classes)} texts have the same class, but texts of a class are each other's "
+                "positives: give several texts per class"
             )
         super().__init__(count, seed, stream)
         self.classes, self.sizes = classes, sizes

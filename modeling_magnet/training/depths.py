@@ -1,4 +1,4 @@
-"""A decoder's states at two depths, from one pass."""
+"""Computes a decoder's states after an early layer and after the last, in one pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,23 +17,23 @@ class Tap(nn.Module):
         self.layer = layer
 
     def forward(self, *args, **kwargs):
-        """As the layer's."""
+        """Run the layer, and keep its output."""
         self.output = self.layer(*args, **kwargs)
         return self.output
 
 
 def at_two_depths(decoder: Any, num_layers: int) -> Callable:
-    """A view of a decoder that returns the states after its first layers too, through its final norm.
+    """A view of a decoder that also returns the states after its first layers, through its final norm.
 
-    `output_hidden_states` would note them by hooks, which a layer that is compiled does not call.
+    `output_hidden_states` uses hooks, which a compiled layer does not call.
 
     Args:
         decoder: the base model of a causal language model.
-        num_layers: how many the first ones are.
+        num_layers: how many layers come before the early states.
 
     Returns:
-        What takes the decoder's arguments; its `last_hidden_state` is (batch, length, 2 * hidden), the
-        states after the last layer and those after `num_layers` side by side.
+        A function of the decoder's arguments. Its `last_hidden_state` is (batch, length, 2 * hidden): the
+        states after the last layer and those after `num_layers`, side by side.
     """
     norm = decoder.norm if hasattr(decoder, "norm") else decoder.final_layernorm  # Phi's
 

@@ -1,4 +1,4 @@
-"""Figures of sentence vectors at each evaluation of a run, so that the best checkpoint can be kept."""
+"""Measures sentence vectors at each evaluation of a run, so that the best checkpoint can be kept."""
 
 import contextlib
 import csv
@@ -21,19 +21,19 @@ class SentenceEvaluation(TrainerCallback):
     """Adds `eval_NAME` for each source to a run's evaluations, for `metric_for_best_model` to name.
 
     For any Trainer whose model is a MAGNET model, with an adapter or without: `MagnetTrainer`, or trl's.
-    The figures join those of the evaluation after it was logged; `trainer.state.log_history` and
-    `trainer_state.json` have them in a line of their own. Weights that are sharded over processes (FSDP,
+    The figures are added to those of the evaluation after it was logged. `trainer.state.log_history` and
+    `trainer_state.json` hold them in a separate line. Weights that are sharded over processes (FSDP,
     ZeRO-3) cannot encode.
 
     Args:
         sources: `.tsv` files with the columns sentence1, sentence2 and score, whose figure is the rank
-            correlation of cosines with scores, called as the file is; and tasks of mteb, by name or
-            themselves, whose figure is the task's main score.
+            correlation of cosines with scores, named after the file; and tasks of mteb, as names or
+            objects, whose figure is the task's main score.
         prompt_name: as in `encode`.
         batch_size: as in `encode`.
 
     Raises:
-        ValueError: a file lacks a column or a sentence, its scores are no numbers or all the same, or two
+        ValueError: a file lacks a column or a sentence, its scores are not numbers or are all equal, or two
             files have the same name.
 
     Example:
@@ -51,7 +51,7 @@ class SentenceEvaluation(TrainerCallback):
         self.tasks = [source for source in sources if not _is_file(source)]
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
-        """Measure, and add to `metrics`."""
+        """Measure, and add the figures to `metrics`."""
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         with randomness_kept():
             figures = {
@@ -73,7 +73,7 @@ def read_pairs(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
     """Scores and both columns of sentences of a `.tsv` file.
 
     Raises:
-        ValueError: a column or a sentence is missing, or the scores are no numbers or all the same.
+        ValueError: a column or a sentence is missing, or the scores are not numbers or are all equal.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -83,14 +83,16 @@ def read_pairs(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
     try:
         scores = np.array([float(row["score"]) for row in rows])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a score that is no number: {error}") from error
+        raise ValueError(f"{path} has a score that is not a number: {error}") from error
     if not np.isfinite(scores).all():
         raise ValueError(f"{path} has a score that is NaN or infinity: leave such rows out")
     for number, row in enumerate(rows, 2):
         if not row["sentence1"] or not row["sentence2"]:
             raise ValueError(f"{path}, line {number}, lacks a sentence: leave such rows out")
     if len(set(scores)) < 2:
-        raise ValueError(f"all scores of {path} are {scores[0]}: nothing correlates with them")
+        raise ValueError(
+            f"all scores of {path} are {scores[0]}: nothing correlates with equal scores"
+        )
     return scores, [row["sentence1"] for row in rows], [row["sentence2"] for row in rows]
 
 
@@ -111,7 +113,7 @@ def mteb_scores(encoder: Any, tasks: Sequence[Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def randomness_kept() -> Iterator[None]:
-    """Leave the random numbers of a run as they were: mteb seeds the generators."""
+    """Restore a run's random generators afterwards, since mteb seeds them."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -122,7 +124,7 @@ def randomness_kept() -> Iterator[None]:
 
 
 class _Encoder:
-    """A model as mteb wants one (`mteb.models.EncoderProtocol`)."""
+    """A model in the form that mteb needs (`mteb.models.EncoderProtocol`)."""
 
     def __init__(self, model: Any, arguments: dict[str, Any]):
         from mteb.models import ModelMeta

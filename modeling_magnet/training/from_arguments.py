@@ -1,4 +1,4 @@
-"""From a run's arguments to its trainer: base, data, collator, model."""
+"""Makes a run's trainer from its arguments: base, data, collator, model."""
 
 import dataclasses
 import logging
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_arguments(arguments: Arguments) -> None:
-    """Raise where arguments do not fit each other, before anything is loaded."""
+    """Raise if arguments do not fit each other, before anything is loaded."""
     model, data, args = arguments
     check_all_span_fraction(data, args)
     if model.adapter is not None and model.lora_r == 0:
-        raise ValueError(f"adapter is {model.adapter}, and lora_r is 0: set lora_r to its rank")
+        raise ValueError(f"adapter is {model.adapter}, but lora_r is 0: set lora_r to its rank")
     if args.has_weight("divergence") and model.lora_r == 0:
         raise ValueError(
-            "divergence is from the model without its adapter, and lora_r is 0: set lora_r"
+            "divergence compares with the model without its adapter, but lora_r is 0: set lora_r"
         )
     for name in PAIR_OBJECTIVES:
         if args.has_weight(name) and (data.pairs_per_block < 1 or not data.pairs):
@@ -42,28 +42,28 @@ def check_arguments(arguments: Arguments) -> None:
     for name, wanted in (("sscl", False), ("cosent", True)):
         if args.has_weight(name) and wanted != (data.score_column is not None):
             raise ValueError(
-                f"{name} has a weight, and score_column is {data.score_column}: cosent works on pairs "
+                f"{name} has a weight, but score_column is {data.score_column}: cosent works on pairs "
                 "with a score, sscl on pairs without"
             )
     if args.has_weight("distil") and not data.vector_columns:
         raise ValueError(
-            "distil has a weight, and vector_columns is empty: name the columns of a teacher's vectors, "
+            "distil has a weight, but vector_columns is empty: name the columns of a teacher's vectors, "
             "which modeling_magnet.training.teacher_vectors writes"
         )
     if data.vector_columns and not args.has_weight("distil") and args.guide_margin is None:
         raise ValueError(
-            f"vector_columns is {data.vector_columns}, and nothing reads them: give distil a weight, or set "
+            f"vector_columns is {data.vector_columns}, but nothing reads them: give distil a weight, or set "
             "guide_margin"
         )
     if args.has_weight("distil") and model.projection_head:
         raise ValueError(
-            "distil has a weight, and projection_head is true: the head would learn in place of the model, "
+            "distil has a weight, but projection_head is true. The head would learn in place of the model, "
             "and is dropped afterwards: set projection_head: false"
         )
     if args.guide_margin is not None and not (args.has_weight("sscl") and data.vector_columns):
         raise ValueError(
-            f"guide_margin is {args.guide_margin}: it is for sscl on pairs with a guide's vectors "
-            "(vector_columns)"
+            f"guide_margin is {args.guide_margin}, but works only for sscl on pairs with a guide's vectors: "
+            "give sscl a weight, and set vector_columns"
         )
     if (
         args.has_weight("sscl")
@@ -71,12 +71,12 @@ def check_arguments(arguments: Arguments) -> None:
         and (data.vector_columns or data.label_column)
     ):
         raise ValueError(
-            f"sscl has a weight, and pair_columns is {data.pair_columns}: beside a teacher's vectors or "
-            "classes it works on two texts"
+            f"sscl has a weight, but pair_columns is {data.pair_columns}: together with a teacher's vectors "
+            "or classes, sscl needs two columns"
         )
     if args.matryoshka_dims and model.projection_head:
         raise ValueError(
-            "matryoshka_dims are of the vectors that encode returns, and projection_head mixes their "
+            "matryoshka_dims cut the vectors that encode returns, but projection_head mixes their "
             "dimensions before the loss: set projection_head to false"
         )
     if args.has_weight("mntp", "msg", "ntp", "divergence") and not data.text:
@@ -86,13 +86,13 @@ def check_arguments(arguments: Arguments) -> None:
     dropout = max(model.lora_dropout, model.attention_dropout)
     if args.has_weight("sscl") and len(data.pair_columns) == 1 and not dropout:
         raise ValueError(
-            "pair_columns names one column, so dropout alone makes the positives, and lora_dropout "
+            "pair_columns names one column, so only dropout makes the positives, but lora_dropout "
             "and attention_dropout are 0: set one of them"
         )
 
 
 def make_trainer(arguments: Arguments) -> MagnetTrainer:
-    """Everything of a run but its start: base, data, collator, the model in its training class."""
+    """Make everything that a run needs: base, data, collator, and the model in its training class."""
     model_arguments, data, args = arguments
     base = Path(args.output_dir) / "base"
     set_seed(args.seed)
@@ -145,7 +145,7 @@ def make_trainer(arguments: Arguments) -> MagnetTrainer:
 def _dataset(
     arguments: Arguments, tokenizer, settings: MagnetSettings, length: int, validation: bool
 ) -> MagnetDataset:
-    """The run's items, or those to evaluate on."""
+    """The items to train on, or those to evaluate on."""
     _, data, args = arguments
     name = "validation" if validation else "training"
     text, sentences = (

@@ -1,4 +1,4 @@
-"""From a model and datasets in memory to what the trainer works on; and back to a MAGNET model."""
+"""Makes what the trainer works on from a model and datasets in memory, and turns the result back."""
 
 import contextlib
 import copy
@@ -43,26 +43,26 @@ class Prepared:
 def prepare(
     model: Any, args: MagnetConfig, train: Any, held_out: Any, peft_config: PeftConfig | None
 ) -> Prepared:
-    """Find the base, put the adapter on, and choose objectives and collator by the columns.
+    """Load the base, add the adapter, and choose objectives and collator by the columns.
 
     Args:
         model: what `load_magnet` takes, `smollm2`, or a model of it.
         args: of the run.
         train: a `datasets.Dataset`, or a dict of them.
-        held_out: likewise, to evaluate on; None for none.
-        peft_config: of a new adapter. None trains the model's own adapter, or all weights.
+        held_out: the same for evaluation; None: do not evaluate.
+        peft_config: of a new adapter. None: train the model's own adapter, or all weights.
 
     Raises:
         TypeError: something is of another kind.
-        ValueError: columns fit no objective or not the weights, a row is unusable, or what is asked
-            for does not fit the model.
+        ValueError: columns do not fit any objective or the weights, a row is unusable, or an argument
+            does not fit the model.
     """
     uses = recognize(train, "train_dataset")
     held_out_uses = {} if held_out is None else recognize(held_out, "eval_dataset")
     check_weights(args, uses)
     if args.guide_margin is not None and not {"sscl", "distil"} <= set(_allowed(uses)):
         raise ValueError(
-            f"guide_margin is {args.guide_margin}, and train_dataset has no pairs with a guide's vectors: "
+            f"guide_margin is {args.guide_margin}, but train_dataset has no pairs with a guide's vectors: "
             "give anchor, positive, anchor_vector, positive_vector"
         )
     pairs, held_out_pairs = _pairs(uses, "train_dataset"), _pairs(held_out_uses, "eval_dataset")
@@ -96,7 +96,9 @@ def prepare(
     if args.has_weight("divergence") and not any(
         isinstance(m, BaseTunerLayer) for m in trained.modules()
     ):
-        raise ValueError("divergence is from the model without its adapter: give a peft_config")
+        raise ValueError(
+            "divergence compares with the model without its adapter: give a peft_config"
+        )
     return Prepared(
         model=trained,
         args=args,
@@ -107,7 +109,7 @@ def prepare(
 
 
 def check_weights(args: MagnetConfig, uses: dict[str, DatasetUse]) -> None:
-    """Raise where the schedule's objectives and the data do not fit each other."""
+    """Raise if the schedule's objectives and the data do not fit each other."""
     if not args.objective_schedule:
         return
     check_all_span_fraction(args, args)
@@ -116,7 +118,7 @@ def check_weights(args: MagnetConfig, uses: dict[str, DatasetUse]) -> None:
     for name in OBJECTIVES:
         if args.has_weight(name) and name not in allowed:
             raise ValueError(
-                f"{name} has a weight, and train_dataset has only {kinds}: {EXPECTED_COLUMNS}"
+                f"{name} has a weight, but train_dataset has only {kinds}: {EXPECTED_COLUMNS}"
             )
 
 
@@ -125,31 +127,31 @@ def _allowed(uses: dict[str, DatasetUse]) -> list[str]:
 
 
 def check_all_span_fraction(example: ExampleArguments, args: MagnetTrainingArguments) -> None:
-    """Raise unless there are blocks that are one span exactly where an objective works on them."""
+    """Raise unless blocks that are one span exist exactly if an objective uses them."""
     one_span = args.has_weight("ntp", "divergence")
     if one_span != (example.all_span_fraction > 0):
         raise ValueError(
-            f"all_span_fraction is {example.all_span_fraction}, the weights of ntp and divergence are "
+            f"all_span_fraction is {example.all_span_fraction}, but the weights of ntp and divergence are "
             f"{'not ' if one_span else ''}all 0: blocks that are one span and these weights need "
             "each other"
         )
 
 
 def check_lengths(example: ExampleArguments, limit: int, text: bool, pairs: bool) -> None:
-    """Raise where a block, or a sentence of a pair, is longer than what the model reads at once."""
+    """Raise if a block, or a sentence of a pair, is longer than what the model reads at once."""
     lengths = {"block_length": example.block_length if text else 0}
     lengths["pair_length"] = example.pair_length if pairs else 0
     for name, length in lengths.items():
         if length > limit:
             raise ValueError(
-                f"{name} is {length}, the model's max_length (by its positions or its sliding window) "
+                f"{name} is {length}, but the model's max_length (by its positions or its sliding window) is "
                 f"{limit}: lower {name}"
             )
     most = example.block_length + example.max_spans * example.max_gap_length
     if text and example.end_of_span_fraction and most > limit:
         raise ValueError(
             f"block_length {example.block_length} and max_spans {example.max_spans} gaps of "
-            f"max_gap_length {example.max_gap_length} are {most} positions, the model has {limit}: "
+            f"max_gap_length {example.max_gap_length} are {most} positions, but the model has {limit}: "
             "lower one of them"
         )
 
@@ -157,7 +159,7 @@ def check_lengths(example: ExampleArguments, limit: int, text: bool, pairs: bool
 def held_out_items(
     blocks: Blocks | None, pairs: Pairs | None, seed: int, group_size: int = 1
 ) -> MagnetDataset:
-    """All blocks and pairs in their order, to evaluate on; the pairs go with the blocks evenly.
+    """All blocks and pairs in order, for evaluation. The pairs are spread evenly over the blocks.
 
     Raises:
         ValueError: there are fewer pairs than blocks.
@@ -187,7 +189,7 @@ def _blocks(uses: dict[str, DatasetUse], args: MagnetConfig, model: MagnetMixin)
 
 
 def _with_schedule(args: MagnetConfig, uses: dict[str, DatasetUse], steps: int) -> MagnetConfig:
-    """The settings with a schedule: unless one is given, all that the data allows, from first to last."""
+    """The arguments with a schedule. Default: one phase with every objective that the data allows."""
     if args.objective_schedule:
         return args
     resting = ["divergence"] if args.all_span_fraction else ["divergence", "ntp"]
@@ -208,7 +210,7 @@ def _load_model(model: Any) -> MagnetMixin:
 
 
 def _set_settings(model: MagnetMixin, args: MagnetConfig, uses: dict[str, DatasetUse]) -> None:
-    """Note in the config which start token the model has, and how long the texts are that it sees."""
+    """Set the start token, the length of texts and the Matryoshka sizes in the model's settings."""
     settings = model.magnet_settings.to_dict()
     given = getattr(model.config, "magnet", None)
     if args.start_token != "auto" or (not given and "text" in uses):
@@ -227,7 +229,7 @@ def _set_settings(model: MagnetMixin, args: MagnetConfig, uses: dict[str, Datase
 def _to_training_class(
     model: MagnetMixin, peft_config: PeftConfig | None
 ) -> ObjectivesMixin | PeftModel:
-    """The same model in the class that computes the losses, without projection head."""
+    """Turn the model into its training class, which computes the losses, without a projection head."""
     trained: Any = model
     trained.__class__ = objectives_class_for(type(model))
     trained.projection = nn.Identity()
@@ -240,20 +242,20 @@ def _to_training_class(
         return trained
     if adapters:
         raise ValueError(
-            "the model has an adapter that is not merged: leave out peft_config to train that one on, or "
+            "the model has an unmerged adapter: leave out peft_config to train that adapter further, or "
             "merge it (magnet export --to magnet) and give that folder"
         )
     if peft_config.is_prompt_learning:
         raise ValueError(
-            f"peft_config is a {type(peft_config).__name__}, which puts tokens of its own before a text "
-            "that no span map tells of: give one of layers, such as LoraConfig"
+            f"peft_config is a {type(peft_config).__name__}, which puts tokens before a text that the "
+            "span map does not cover: give an adapter of layers, such as LoraConfig"
         )
-    return get_peft_model(trained, copy.deepcopy(peft_config))  # which notes the base in it
+    return get_peft_model(trained, copy.deepcopy(peft_config))  # which writes the base into it
 
 
 @contextlib.contextmanager
 def as_magnet(model: ObjectivesMixin | PeftModel) -> Iterator[MagnetMixin]:
-    """A model in training as the MAGNET model that it is, for a while; with an adapter unmerged."""
+    """Turn a model in training back into a MAGNET model inside the block, with its adapter unmerged."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     training_class, head = type(inner), inner.projection
     inner.__class__ = magnet_class_for(inner.config)

@@ -1,8 +1,8 @@
-"""Training over widths and layers (Li et al., "2D Matryoshka Sentence Embeddings", 2024).
+"""Trains over widths and layers (Li et al., "2D Matryoshka Sentence Embeddings", 2024).
 
-Each step draws a width and a layer. The losses on sentence vectors are taken again on the vectors cut to
-that width, on those after that layer, through the model's own norm and pooling, and on these cut; and
-the texts' similarities after that layer are drawn to those after the last.
+Each step draws a width and a layer, and takes the losses on sentence vectors three more times: on the
+vectors cut to that width, on those after that layer (through the model's own norm and pooling), and on
+those after that layer, cut. It also draws the similarities after that layer to those after the last.
 """
 
 import random
@@ -19,7 +19,7 @@ Losses = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 def draw_sizes(args: MagnetTrainingArguments, step: int) -> tuple[int | None, int | None]:
-    """The number of layers and the width of an optimizer step: the same in each process.
+    """Draw the number of layers and the width of an optimizer step, the same in each process.
 
     Returns:
         One of `matryoshka_layers` and one of `matryoshka_dims`; None where there are none.
@@ -39,21 +39,21 @@ def shorter_losses(
     width: int | None,
     temperature: float,
 ) -> dict[str, torch.Tensor]:
-    """The same losses on shorter and earlier vectors, and the divergence of the early ones.
+    """The losses on shorter and earlier vectors, and the divergence of the early ones.
 
     Args:
-        losses_of: what the vectors are trained by.
+        losses_of: computes the losses on vectors.
         vectors: (views, pairs, hidden) after the last layer.
         early: (views, pairs, hidden) after the layer that was drawn, or None.
         width: that was drawn, or None.
         temperature: of the divergence.
 
     Returns:
-        By name the mean over the cut, the early and the cut early vectors; each with the divergence of
-        the early similarities from the last layer's added, which stay as they are.
+        The mean over the cut, the early and the cut early vectors, by name. To each is added the
+        divergence of the early similarities from the last layer's, which get no gradient from it.
     """
     # The paper compares the vectors' own softmax over their dimensions. In a decoder one dimension of
-    # the state is so much larger than the others that this softmax is near 1 there, whatever the text.
+    # the state is so much larger than the others that this softmax is near 1 there for every text.
     whole = [vectors] if early is None else [vectors, early]
     shorter = whole[1:] + ([v[..., :width] for v in whole] if width is not None else [])
     found = [losses_of(version) for version in shorter]
@@ -66,17 +66,17 @@ def shorter_losses(
 
 
 def sizes_of(args: MagnetTrainingArguments, config: Any) -> dict[str, list[int]]:
-    """What a checkpoint's settings note of the widths and layers that a run trains, the whole ones included.
+    """A checkpoint's settings for the widths and layers that a run trains, including the full ones.
 
     Args:
         args: of the run.
         config: the model's.
 
     Returns:
-        Settings by name; none where the run trains none.
+        Settings by name; empty if the run trains none.
 
     Raises:
-        ValueError: the model has not more layers or dimensions than one of them.
+        ValueError: one of them is not below the model's number of layers or dimensions.
     """
     sizes = {}
     for name, numbers, held, what in (

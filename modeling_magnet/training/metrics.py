@@ -1,4 +1,4 @@
-"""What an evaluation during training measures, from the figures of each block and each pair."""
+"""Computes the metrics of an evaluation during training, from figures of each block and pair."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from .collator import IGNORE
 TEXT_FIGURES = (
     "mntp_correct", "mntp_count", "span", "span_count", "left_only", "causal", "causal_count",
 )  # fmt: skip
-"""The columns of a block's row: sums over its tokens, and of how many."""
+"""The columns of a block's row: sums over its tokens, and their counts."""
 
 
 def text_figures(model, inputs: dict[str, torch.Tensor], outputs) -> torch.Tensor:
-    """Measure a batch of blocks with clean context, from both sides and from the left alone.
+    """Measure a batch of blocks with unmasked context, from both sides and from the left only.
 
     Args:
         model: of `modeling_magnet.training.objectives`, wrapped or not.
         inputs: of the collator, for held-out items.
-        outputs: the model's on these inputs.
+        outputs: of the model on these inputs.
 
     Returns:
         (blocks, figures) in float32, columns as in `TEXT_FIGURES`.
@@ -58,13 +58,14 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
             2, hidden), or one of them.
 
     Returns:
-        `mntp_accuracy`: share of masked tokens that have the highest score; `span_perplexity`: of
-        missing spans from both sides; `left_only_perplexity`: of the same tokens from the left
-        alone, the control; `causal_perplexity`: of all tokens; `pair_accuracy`: share of sentences
-        whose paraphrase is the nearest of all; with scores in its place `pair_spearman`, the rank
-        correlation of cosines with them; with a teacher's vectors `teacher_spearman`, that of the
-        cosines of all texts with each other with the teacher's; with classes `class_accuracy`, the
-        share of texts whose nearest other one is of their class.
+        `mntp_accuracy`: share of masked tokens that get the highest score.
+        `span_perplexity`: of missing spans, from both sides.
+        `left_only_perplexity`: of the same tokens, from the left only, as a control.
+        `causal_perplexity`: of all tokens.
+        `pair_accuracy`: share of sentences whose paraphrase is the nearest of all.
+        `pair_spearman`: with scores, instead of that, the rank correlation of the cosines with them.
+        `teacher_spearman`: with a teacher's vectors, the rank correlation of all texts' cosines.
+        `class_accuracy`: with classes, the share of texts whose nearest neighbour is of their class.
     """
     metrics: dict[str, float] = {}
     predictions: Any = prediction.predictions
@@ -98,7 +99,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def _agreement(vectors: torch.Tensor, teacher: Any) -> float:
-    """The rank correlation of all texts' cosines with those that the teacher finds."""
+    """The rank correlation of all texts' cosines with the teacher's."""
     taught = torch.from_numpy(np.asarray(teacher)).flatten(0, 1)  # (pairs, views, size)
     cosines = []
     for texts in (vectors, torch.nn.functional.normalize(taught, dim=-1)):
@@ -109,7 +110,7 @@ def _agreement(vectors: torch.Tensor, teacher: Any) -> float:
 
 
 def spearman(one: ArrayLike, two: ArrayLike) -> float:
-    """Rank correlation of two rows of numbers, equal ones sharing their mean rank."""
+    """Spearman's rank correlation. Equal numbers share their mean rank."""
     ranks = []
     for values in (one, two):
         _, places, counts = np.unique(values, return_inverse=True, return_counts=True)

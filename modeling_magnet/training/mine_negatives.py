@@ -1,10 +1,10 @@
-"""Hard negatives for pairs: texts that a model finds near to a query, and that are not its answer.
+"""Mines hard negatives for pairs: texts that a model finds similar to a query and that are not its answer.
 
     python -m modeling_magnet.training.mine_negatives --model outputs/magnet/model --input pairs.jsonl \\
         --columns question answer --num_negatives 3 --relative_margin 0.05 --output mined.jsonl
 
-The model is Magnet's or one of sentence-transformers, whose `mine_hard_negatives` does the mining, with FAISS. Run
-again after a kill, it resumes after the last finished shard; the result is the same file.
+The model is a Magnet model or one of sentence-transformers, whose `mine_hard_negatives` does the mining with
+FAISS. Run the command again after a kill: it resumes after the last finished shard, and writes the same file.
 """
 
 import random
@@ -32,7 +32,7 @@ OF_VECTORS = (
     "model", "input", "input_config", "input_split", "columns", "limit", "prompt", "batch_size",
     "shard_size", "trust_remote_code",
 )  # fmt: skip
-"""The options that vectors depend on."""
+"""The options on which the vectors depend."""
 
 THRESHOLDS = ("max_score", "min_score", "absolute_margin", "relative_margin")
 WRITERS = {
@@ -48,13 +48,18 @@ def parse(command_line: list[str]) -> Namespace:
     add("--columns", nargs=2, default=["anchor", "positive"], help="a query and its answer")
     add("--output", required=True, help=".jsonl or .parquet: anchor, positive, negative_1, ...")
     add("--num_negatives", type=int, default=1, help="for each pair; pairs with fewer are left out")
-    add("--range_min", type=int, default=0, help="nearest texts to skip")
-    add("--range_max", type=int, help="nearest texts to consider; default: enough")
-    add("--sampling", choices=("top", "random"), default="top", help="the nearest, or any of these")
-    add("--max_score", type=float, help="no negative is nearer than this cosine")
-    add("--min_score", type=float, help="nor farther than this one")
-    add("--absolute_margin", type=float, help="a negative is so much farther than the positive")
-    add("--relative_margin", type=float, help="the same as a share of the positive's cosine")
+    add("--range_min", type=int, default=0, help="how many of the nearest texts to skip")
+    add("--range_max", type=int, help="how many of the nearest texts to consider; default: enough")
+    add(
+        "--sampling",
+        choices=("top", "random"),
+        default="top",
+        help="take the nearest of these, or any",
+    )
+    add("--max_score", type=float, help="highest cosine of a negative")
+    add("--min_score", type=float, help="lowest cosine of a negative")
+    add("--absolute_margin", type=float, help="how far a negative's cosine is below the positive's")
+    add("--relative_margin", type=float, help="that distance, as a share of the positive's cosine")
     add("--cross_encoder", help="folder or Hub id; its scores count for the margins and limits")
     add("--seed", type=int, default=42, help="of the sampling")
     add_options(parser)
@@ -64,7 +69,9 @@ def parse(command_line: list[str]) -> Namespace:
     if min(arguments.shard_size, arguments.num_negatives, arguments.limit or 1) < 1:
         parser.error("shard_size, num_negatives and limit must be 1 or more")
     if len(set(arguments.columns)) < 2:
-        parser.error(f"columns are {' '.join(arguments.columns)}: a query and its answer are two")
+        parser.error(
+            f"columns are {' '.join(arguments.columns)}: give two different columns, a query and its answer"
+        )
     last = arguments.range_max
     if arguments.range_min < 0 or (
         last is not None and last - arguments.range_min < arguments.num_negatives
@@ -74,7 +81,7 @@ def parse(command_line: list[str]) -> Namespace:
             f"num_negatives ({arguments.num_negatives})"
         )
     if arguments.cross_encoder and all(getattr(arguments, name) is None for name in THRESHOLDS):
-        parser.error(f"a cross_encoder decides with one of {', '.join(THRESHOLDS)}: give one")
+        parser.error(f"cross_encoder needs a threshold: give one of {', '.join(THRESHOLDS)}")
     return arguments
 
 
@@ -88,8 +95,8 @@ def main(command_line: list[str] | None = None) -> None:
 def mine(arguments: Namespace) -> tuple[int, int]:
     """Write the file, resuming where an earlier run was stopped.
 
-    All vectors come first, in shards; then queries are searched for, shard by shard, among all positives.
-    Shards lie in a folder beside the output until that is written.
+    First all vectors are computed, in shards. Then negatives of the queries are searched, shard by shard, among
+    all positives. The shards are in a folder next to the output until the output is written.
 
     Args:
         arguments: of `parse`.
@@ -100,19 +107,21 @@ def mine(arguments: Namespace) -> tuple[int, int]:
     Raises:
         FileExistsError: the output exists.
         ImportError: faiss or sentence-transformers is not installed.
-        ValueError: no pair has enough negatives, or the shards were begun with other settings.
-        BlockingIOError: another process mines into this output.
+        ValueError: no pair has enough negatives, or the shards were started with other settings.
+        BlockingIOError: another process writes to this output.
         FileNotFoundError, OSError: as in `write_vectors`.
     """
     output = Path(arguments.output)
     folder = output.with_name(output.name + ".shards")
     if output.exists() and not folder.exists():
         raise FileExistsError(f"{output} exists: delete it, or give another output")
-    encoder = _cross_encoder(arguments)  # says what is not installed before hours of vectors
+    encoder = _cross_encoder(
+        arguments
+    )  # raises if something is not installed, before hours of vectors
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         free = ("input", "output", "batch_size")
-        if not any(folder.glob("*.parquet")):  # none is mined: other settings may be
+        if not any(folder.glob("*.parquet")):  # nothing is mined yet, so settings may change
             (folder / MADE_OF).unlink(missing_ok=True)
         claim(folder, {name: value for name, value in vars(arguments).items() if name not in free})
         own = {name: value for name, value in vars(arguments).items() if name in OF_VECTORS}
@@ -141,7 +150,7 @@ def mine(arguments: Namespace) -> tuple[int, int]:
 
 
 class _StoredVectors:
-    """Stands for a SentenceTransformer: its vectors are read from files."""
+    """Replaces a SentenceTransformer by vectors that are read from files."""
 
     device = torch.device("cpu")
 
@@ -168,7 +177,7 @@ class _StoredVectors:
 
 
 def _mine_shard(pairs: list[tuple[str, str]], known: Any, encoder: Any, arguments: Namespace):
-    """A table of anchor, positive and negatives, of the pairs that have enough."""
+    """A table of anchor, positive and negatives, for the pairs that have enough of them."""
     from sentence_transformers.util import mine_hard_negatives
 
     mined = mine_hard_negatives(
@@ -194,7 +203,7 @@ def _mine_shard(pairs: list[tuple[str, str]], known: Any, encoder: Any, argument
 
 
 def _shards(pairs: list[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    """Pairs of so many queries each; those of a query stay together, since all its answers are no negatives."""
+    """Split pairs into shards of `size` queries. A query's pairs stay together: none of its answers is a negative."""
     of: dict[str, list[tuple[str, str]]] = {}
     for pair in pairs:
         of.setdefault(pair[0], []).append(pair)

@@ -1,4 +1,4 @@
-"""The losses and the model class that computes them in one forward pass (MAGNET, section 3.2)."""
+"""Defines the losses, and the model class that computes them in one forward pass (MAGNET, section 3.2)."""
 
 import contextlib
 import math
@@ -21,29 +21,29 @@ from .collator import IGNORE
 from .depths import at_two_depths
 
 Head = Callable[[torch.Tensor], torch.Tensor]
-"""From hidden states to logits."""
+"""Turns hidden states into logits."""
 
 HEAD_CHUNK = 512
-"""Labelled tokens that are in the output head at a time."""
+"""How many labelled tokens go through the output head at a time."""
 
 LENGTH_GROUPS, MIN_GROUP_SIZE = 4, 24
-"""Forward passes over the sentences of a batch at most, and sentences in each at least.
+"""The most forward passes over the sentences of a batch, and the fewest sentences in each.
 
-Sorted by length, so that few positions are padding; smaller passes cost more than padding does.
+Sentences are sorted by length, so that few positions are padding. Smaller passes cost more than padding.
 """
 
 
 @dataclass
 class ObjectiveOutput(ModelOutput):
-    """What one forward pass yields: sums a block, so that they can be normalised over any batch.
+    """What one forward pass returns: sums per block, so that they can be normalised over any batch.
 
     Attributes:
         mntp, msg, ntp: (blocks,) summed cross-entropy of the labelled tokens.
-        mntp_correct: (blocks,) how many masked tokens have the highest score.
+        mntp_correct: (blocks,) how many masked tokens get the highest score.
         divergence: (blocks,) summed Kullback-Leibler divergence from the base model, in nats, at
-            the tokens that `ntp_labels` labels.
+            the tokens labelled by `ntp_labels`.
         pair_vectors: (views, pairs, hidden) projected sentence vectors, in float32.
-        early_vectors: (views, pairs, hidden) the same after the first layers alone.
+        early_vectors: (views, pairs, hidden) the vectors after only the first layers.
     """
 
     mntp: torch.Tensor | None = None
@@ -56,7 +56,7 @@ class ObjectiveOutput(ModelOutput):
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy in float32, (tokens,), and whether the target has the highest score, (tokens,)."""
+    """Cross-entropy in float32, (tokens,), and whether the target gets the highest score, (tokens,)."""
     logits = logits.float()  # (tokens, vocabulary)
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
@@ -70,8 +70,8 @@ def labelled_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the labelled tokens, each predicted by the output one position before.
 
-    Only outputs that predict a labelled token go through the head, in chunks that are recomputed in
-    the backward pass: memory does not grow with the batch times the vocabulary.
+    Only outputs that predict a labelled token go through the head, in chunks that are recomputed in the
+    backward pass. So memory does not grow with batch size times vocabulary.
 
     Args:
         hidden: (batch, length, hidden) last hidden states.
@@ -81,8 +81,8 @@ def labelled_cross_entropy(
         losses: `token_losses`, compiled or not.
 
     Returns:
-        (batch,) summed over each row, in float32; 0 in a row without a label; and (batch,) how many
-        of its tokens have the highest score.
+        (batch,) the sum over each row in float32, 0 for a row without labels; and (batch,) how many of its
+        tokens get the highest score.
     """
 
     def losses_of(states, targets):
@@ -96,16 +96,16 @@ def labelled_cross_entropy(
 def labelled_divergence(
     hidden: torch.Tensor, base_hidden: torch.Tensor, labels: torch.Tensor, head: Head
 ) -> torch.Tensor:
-    """Kullback-Leibler divergence of what predicts the labelled tokens from what the base predicts.
+    """Kullback-Leibler divergence from the base model's predictions of the labelled tokens.
 
     Args:
         hidden: (batch, length, hidden) last hidden states.
         base_hidden: (batch, length, hidden) the base model's.
         labels: (batch, length) `IGNORE` where nothing is predicted.
-        head: from hidden states to logits, of both.
+        head: from hidden states to logits, for both.
 
     Returns:
-        (batch,) summed over each row, in nats.
+        (batch,) the sum over each row, in nats.
     """
 
     def divergence_of(states, base_states):
@@ -126,14 +126,14 @@ def info_nce(
     temperature: float,
     left_out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """InfoNCE on cosine similarity (equation 3), in float32 whatever the autocast.
+    """InfoNCE on cosine similarity (equation 3), in float32 even under autocast.
 
     Args:
         queries: (queries, hidden).
         candidates: (candidates, hidden), as many as queries or more: candidate i is the positive of
-            query i, all others are its negatives.
+            query i, and all others are its negatives.
         temperature: the similarities are divided by it.
-        left_out: (queries, candidates) which are not to be negatives, as of `false_negatives`.
+        left_out: (queries, candidates) True where a candidate is not a negative; see `false_negatives`.
 
     Returns:
         () the mean over the queries.
@@ -150,18 +150,18 @@ def info_nce(
 
 
 def false_negatives(guide: torch.Tensor, margin: float, relative: bool) -> torch.Tensor:
-    """What a guide finds too near to a query to be a negative (GISTEmbed, Solatorio 2024).
+    """Find candidates too similar to a query to be negatives, by a guide (GISTEmbed, Solatorio 2024).
 
-    That is every other candidate whose cosine with the query, by the guide, is above that of the
-    query's positive less the margin.
+    These are all other candidates whose cosine with the query, by the guide's vectors, is above that of
+    the query's positive minus the margin.
 
     Args:
-        guide: (views, pairs, size) its vectors of queries, positives and hard negatives.
-        margin: a difference of cosines or, where `relative`, a share of the positive's.
-        relative: which of the two.
+        guide: (views, pairs, size) the guide's vectors of queries, positives and hard negatives.
+        margin: a difference of cosines or, if `relative`, a share of the positive's cosine.
+        relative: which of the two the margin is.
 
     Returns:
-        (pairs, (views - 1) x pairs) for `info_nce`; never the positive itself.
+        (pairs, (views - 1) x pairs) for `info_nce`. The positive itself is never among them.
     """
     guide = F.normalize(guide.float(), dim=-1)
     similarity = guide[0] @ guide[1:].flatten(0, 1).T  # (pairs, candidates)
@@ -171,7 +171,7 @@ def false_negatives(guide: torch.Tensor, margin: float, relative: bool) -> torch
 
 
 def cosent(vectors: torch.Tensor, scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """CoSENT: pairs with a higher score are to have a higher cosine (Su 2022), in float32.
+    """CoSENT: pairs with a higher score should have a higher cosine (Su 2022). In float32.
 
         log(1 + sum over all i, j with score[i] < score[j] of exp((cosine[i] - cosine[j]) / temperature))
 
@@ -181,7 +181,7 @@ def cosent(vectors: torch.Tensor, scores: torch.Tensor, temperature: float) -> t
         temperature: the cosines are divided by it.
 
     Returns:
-        () the loss; 0 where all scores are the same.
+        () the loss; 0 if all scores are equal.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         one, two = F.normalize(vectors.float(), dim=-1)
@@ -204,7 +204,7 @@ def supervised_contrastive(
         temperature: the cosines are divided by it.
 
     Returns:
-        () the mean over the texts that another one of their class stands beside; 0 where there is none.
+        () the mean over texts that share their class with another one; 0 if there are none.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         vectors = F.normalize(vectors.float(), dim=-1)
@@ -218,11 +218,11 @@ def supervised_contrastive(
 
 
 def distillation(vectors: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """How far the texts' similarities are from those that a teacher finds, in float32.
+    """How far the texts' similarities are from a teacher's, in float32.
 
-    Each text's cosines with all others, over the temperature, make a distribution over these; the loss
-    is the Kullback-Leibler divergence of the student's from the teacher's. It compares similarities,
-    not vectors, so the teacher's may be of any size.
+    A softmax over a text's cosines with all others, divided by the temperature, gives a distribution. The
+    loss is the Kullback-Leibler divergence of the student's distribution from the teacher's. It compares
+    similarities, not vectors, so the teacher's vectors may have any size.
 
     Args:
         vectors: (texts, hidden) of the student.
@@ -245,9 +245,9 @@ def distillation(vectors: torch.Tensor, teacher: torch.Tensor, temperature: floa
 
 
 class ObjectivesMixin(MagnetMixin):
-    """Gives a MAGNET class what training needs: a projection head, and a forward pass of all objectives."""
+    """Adds what training needs to a MAGNET class: a projection head, and a forward pass of all objectives."""
 
-    # A base has none, and it begins as identity.
+    # A base has no projection, and it starts as the identity.
     _keys_to_ignore_on_load_missing = ["projection.weight"]  # noqa: RUF012
     _token_losses: Callable = staticmethod(token_losses)
 
@@ -256,14 +256,14 @@ class ObjectivesMixin(MagnetMixin):
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
-    # A checkpoint of a run is transformers' own; `modeling_magnet.training.run_folders` writes the Magnet folder.
+    # A run's checkpoints are plain ones of transformers; `training.run_folders` writes the Magnet folder.
     save_pretrained = PreTrainedModel.save_pretrained  # type: ignore[assignment]
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        own = getattr(self, "projection", None)  # not there while the base's weights begin
+        own = getattr(self, "projection", None)  # does not exist yet while the base is initialised
         if own is not None and module is own:
-            nn.init.eye_(own.weight)  # the loss begins with the vectors as they are
+            nn.init.eye_(own.weight)  # at first, the loss sees the vectors unchanged
 
     def forward(  # type: ignore[override]
         self,
@@ -282,17 +282,17 @@ class ObjectivesMixin(MagnetMixin):
         early_layers: int | None = None,
         **kwargs,
     ):
-        """One pass for all objectives on a batch of `MagnetCollator`; without labels the base's.
+        """One pass for all objectives on a batch of `MagnetCollator`; without labels and pairs, the base's.
 
-        Leave out a tensor of labels or the pairs to leave out what is computed from it.
+        What is computed from a tensor of labels, or from the pairs, is left out if the tensor is.
 
         Args:
             input_ids, span_ids, document_ids, position_ids, mntp_labels, msg_labels, ntp_labels,
-                pair_input_ids, pair_attention_mask: of the collator.
+                pair_input_ids, pair_attention_mask: from the collator.
             masked_token_prediction: predict masked tokens in place (appendix D).
-            divergence: also the divergence from the model without its adapter, at `ntp_labels`.
-            pair_chunk: sentences in memory at a time; 0: all.
-            early_layers: also the sentence vectors after so many layers.
+            divergence: also compute the divergence from the model without its adapter, at `ntp_labels`.
+            pair_chunk: how many sentences are in memory at a time; 0: all.
+            early_layers: also return the sentence vectors after this many layers.
 
         Returns:
             `ObjectiveOutput`.
@@ -319,7 +319,7 @@ class ObjectivesMixin(MagnetMixin):
                     output.mntp_correct = correct
             if divergence:
                 rows = (ntp_labels != IGNORE).any(dim=1).nonzero()[:, 0]
-                rows = rows if len(rows) else rows.new_zeros(1)  # processes keep in step
+                rows = rows if len(rows) else rows.new_zeros(1)  # all processes must run it
                 documents = None if document_ids is None else document_ids[rows]
                 with torch.no_grad(), self._adapter_off():
                     base_hidden = self._span_states(
@@ -328,7 +328,7 @@ class ObjectivesMixin(MagnetMixin):
                 sums = labelled_divergence(hidden[rows], base_hidden, ntp_labels[rows], head)
                 output.divergence = sums.new_zeros(len(hidden)).index_add(0, rows, sums)
         if pair_input_ids is not None:
-            # With `pair_chunk` what GradCache does (Gao et al. 2021), by recomputation: the loss sees
+            # With `pair_chunk`, recomputation gives what GradCache does (Gao et al. 2021): the loss sees
             # all vectors, memory holds the activations of one chunk, and dropout is replayed.
             ids, mask = pair_input_ids.flatten(0, 1), pair_attention_mask.flatten(0, 1)
             order = mask.sum(dim=1).argsort(stable=True)
@@ -347,16 +347,16 @@ class ObjectivesMixin(MagnetMixin):
         return output
 
     def _vectors(self, ids, mask, early_layers: int | None) -> tuple[torch.Tensor, ...]:
-        """(sentences, hidden) after the last layer; with `early_layers` also those after so many."""
+        """Vectors (sentences, hidden) after the last layer, and with `early_layers` after that many layers."""
         if early_layers is None:
             return (self._project(self.pool(ids, mask)),)
         both = self._pool(ids, mask, partial(at_two_depths, num_layers=early_layers))
         return tuple(self._project(vectors) for vectors in both.chunk(2, dim=-1))
 
     def compile_layers(self) -> None:
-        """Compile the decoder's layers and the token losses, in place; everything else stays as it is.
+        """Compile the decoder's layers and the token losses, in place, and nothing else.
 
-        Dropout draws the numbers that it would draw uncompiled; the compiler's own are slow on a CPU.
+        Dropout draws the same numbers as uncompiled, since the compiler's own are slow on a CPU.
         """
         layers: Any = self.base_model.layers
         for layer in layers:
@@ -399,7 +399,7 @@ def objectives_class_for(magnet_class: type[MagnetMixin]) -> type[ObjectivesMixi
 
 
 def _labelled(hidden, labels, in_place=False):
-    """The states that predict labelled tokens, these tokens, and the rows they stand in."""
+    """The states that predict labelled tokens, these tokens, and the rows that they are in."""
     if not in_place:
         hidden, labels = hidden[:, :-1], labels[:, 1:]
     rows, columns = (labels != IGNORE).nonzero(as_tuple=True)
@@ -416,7 +416,7 @@ def _in_chunks(
     *tensors: torch.Tensor,
     recompute: bool = True,
 ) -> list[torch.Tensor]:
-    """Apply a function to chunks of rows; `recompute`: hold the activations of one at a time."""
+    """Apply a function to chunks of rows. `recompute` keeps the activations of one chunk at a time."""
     chunks = list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
     if len(chunks) == 1:
         return list(function(*chunks[0]))

@@ -1,10 +1,10 @@
-"""Make sentence pairs for SSCL from plain text.
+"""Makes sentence pairs for SSCL from plain text, by paraphrasing or by translating there and back.
 
     python -m modeling_magnet.training.paraphrase --input text/*.parquet --group_column title --output pairs.jsonl
     python -m modeling_magnet.training.paraphrase --input text.txt --output pairs.jsonl \
         --round_trip Helsinki-NLP/opus-mt-en-fr Helsinki-NLP/opus-mt-fr-en
 
-Run again after a kill and it resumes after the last finished shard; the result is the same file.
+Run the command again after a kill: it resumes after the last finished shard, and writes the same file.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 MAX_TOKENS = 256  # of an input; a pair whose sentence has more counts as cut_off
 
-# Whether a rule drops a pair. It is counted for the first one that does.
+# Whether a rule drops a pair. A dropped pair is counted under the first rule that drops it.
 RULES = {
     "cut_off": lambda pair, _: pair.cut or is_closed(pair.sentence) > is_closed(pair.paraphrase),
     "length": lambda pair, _: not 0.5 <= len(pair.new) / max(1, len(pair.old)) <= 2,
@@ -62,11 +62,15 @@ def parse(command_line: list[str]) -> Namespace:
     add("--column", default="text", help="column that holds the text")
     add("--group_column", help="column to keep with each pair, such as `title`")
     add("--whole_lines", action="store_true", help="take a line as one sentence, not split")
-    add("--min_words", type=int, default=20, help="sentences have more words (paper: 20)")
-    add("--max_words", type=int, default=60, help="sentences have at most so many words")
-    add("--max_sentences", type=int, help="only so many, for a trial")
+    add("--min_words", type=int, default=20, help="sentences must have more words (paper: 20)")
+    add("--max_words", type=int, default=60, help="the most words in a sentence")
+    add("--max_sentences", type=int, help="stop after this many sentences, for a trial")
     add("--model", default="prithivida/parrot_paraphraser_on_T5", help="hub id or folder")
-    add("--round_trip", nargs=2, help="in place of --model: two that translate, there and back")
+    add(
+        "--round_trip",
+        nargs=2,
+        help="instead of --model: two models that translate, there and back",
+    )
     add("--prefix", nargs="+", help="before a model's input; `paraphrase: ` unless --round_trip")
     add("--temperature", type=float, default=1.0, help="of the sampling; 0 is greedy")
     add("--top_k", type=int, default=20, help="tokens to sample from; 0 is all")
@@ -95,18 +99,18 @@ def parse(command_line: list[str]) -> Namespace:
 
 
 def make_pairs(arguments: Namespace) -> tuple[list[dict[str, Any]], Counter]:
-    """Write the file of pairs, going on where an earlier run was stopped.
+    """Write the file of pairs, resuming where an earlier run was stopped.
 
-    The sentences are cut into shards. Each is seeded by its number and written whole, in a folder
-    beside the output, so neither a kill nor a resume changes what the file holds in the end.
+    The sentences are cut into shards. Each is seeded by its number and written whole, in a folder next to
+    the output. So neither a kill nor a resume changes the final file.
 
     Returns:
         The pairs, and the counts of the table.
 
     Raises:
-        FileExistsError: the output is there already.
-        ValueError: no sentence is long enough, no pair was kept, or other options made the shards.
-        BlockingIOError: another process makes these pairs.
+        FileExistsError: the output exists.
+        ValueError: no sentence is long enough, no pair was kept, or the shards were made with other options.
+        BlockingIOError: another process writes to this output.
         OSError: a file could not be written.
     """
     options = {k: v for k, v in vars(arguments).items() if k not in ("input", "output", "show")}
@@ -125,7 +129,9 @@ def make_pairs(arguments: Namespace) -> tuple[list[dict[str, Any]], Counter]:
     paths = [folder / f"{number:06d}.json" for number in range(len(shards))]
     done = sum(len(shard) for shard, path in zip(shards, paths, strict=True) if path.exists())
     words = Counter(word for sentence, _ in shards[0] for word in WORD.findall(sentence.lower()))
-    common = {word for word, _ in words.most_common(100)}  # function words, which tell a language
+    common = {
+        word for word, _ in words.most_common(100)
+    }  # function words, which reveal the language
     models: list[Seq2Seq] = []
     pairs = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +148,9 @@ def make_pairs(arguments: Namespace) -> tuple[list[dict[str, Any]], Counter]:
             record = json.loads(path.read_text(encoding="utf-8"))
             if changed := [k for k, v in made_of.items() if record["made_of"].get(k) != v]:
                 was = ", ".join(f"{name} {record['made_of'].get(name)}" for name in changed)
-                raise ValueError(f"{path} was made with {was}: give the same, or delete {folder}")
+                raise ValueError(
+                    f"{path} was made with {was}: give the same options, or delete {folder}"
+                )
             pairs += record["pairs"]
             counts.update(record["counts"])
     if not pairs:
@@ -184,16 +192,16 @@ class Seq2Seq:
 
     def __init__(self, name: str, prefix: str, arguments: Namespace):
         self.prefix, self.max_token_ratio = prefix, arguments.max_token_ratio
-        try:  # where these two packages are missing, transformers asks for others
+        try:  # without these two packages, transformers asks for others
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (ImportError, ValueError) as error:
             needed = "most such models need: pip install sentencepiece protobuf"
-            raise ValueError(f"the tokenizer of {name} could not be read; {needed}") from error
+            raise ValueError(f"the tokenizer of {name} could not be loaded; {needed}") from error
         model = AutoModelForSeq2SeqLM.from_pretrained(
             name, dtype=getattr(torch, arguments.dtype), trust_remote_code=False
         )
         self.model = model.to(arguments.device).eval()
-        # Of the model's own settings the tokens alone: not its beams, least length or penalties.
+        # Of the model's own settings only the tokens: not its beams, minimum length or penalties.
         own, tokens = model.generation_config, ("decoder_start", "bos", "eos", "pad", "forced_bos")
         settings = {f"{t}_token_id": getattr(own, f"{t}_token_id") for t in tokens}
         settings["bad_words_ids"] = own.bad_words_ids
@@ -209,7 +217,7 @@ class Seq2Seq:
 
     @torch.inference_mode()
     def __call__(self, texts: list[str]) -> tuple[list[str], list[bool]]:
-        """The texts said anew, and whether each, or its input, was cut at the length limit."""
+        """The paraphrased texts, and whether each one, or its input, was cut at the length limit."""
         inputs = self.tokenize(texts).to(self.model.device)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]  # (texts, length)
         limit = int(self.max_token_ratio * ids.shape[1]) + 8
@@ -221,7 +229,7 @@ class Seq2Seq:
 
 
 def batches_by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Positions, longest first, in batches that with their padding stay within the tokens."""
+    """Indices, longest first, in batches of at most `batch_tokens` tokens, including padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
@@ -232,7 +240,7 @@ def batches_by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[in
 
 
 def read_sentences(arguments: Namespace, counts: Counter) -> Iterator[tuple[str, Any]]:
-    """The sentences of the right length, each with its group, in the order of the input."""
+    """The sentences of the right length with their groups, in the order of the input."""
     group = arguments.group_column
     rows = read_rows(
         arguments.input,
@@ -253,10 +261,10 @@ def read_sentences(arguments: Namespace, counts: Counter) -> Iterator[tuple[str,
 
 
 def split(text: str) -> list[str]:
-    """Sentences of a line: an end mark ends one if white space and no small letter follow.
+    """Split a line into sentences. An end mark ends one if white space and no small letter follow.
 
-    It ends none after an initial, an abbreviation or a word with a full stop inside (`e.g.`): in
-    doubt sentences stay together, where one too long costs less than two halves.
+    It does not after an initial, an abbreviation or a word with a full stop inside (`e.g.`). In doubt,
+    sentences stay together, since one that is too long costs less than two halves.
     """
     words, sentences, start = text.split(), [], 0
     for i, (word, following) in enumerate(pairwise(words), 1):
@@ -272,7 +280,7 @@ def split(text: str) -> list[str]:
 
 
 class Pair:
-    """A sentence and its paraphrase as the rules see them: words, and shares of common ones."""
+    """A sentence and its paraphrase, with what the rules need: words, and shares of common words."""
 
     def __init__(self, sentence: str, paraphrase: str, cut: bool, common: set[str]):
         self.sentence, self.paraphrase, self.cut = sentence, paraphrase, cut
@@ -285,7 +293,7 @@ class Pair:
 
 
 def edit_distance(one: list[str], two: list[str]) -> float:
-    """Words to change, insert or delete, as a share of the longer text (0 = same)."""
+    """Words to change, insert or delete, as a share of the longer text. 0: the texts are equal."""
     row = list(range(len(two) + 1))
     for i, word in enumerate(one, 1):
         diagonal, row[0] = row[0], i
@@ -295,18 +303,18 @@ def edit_distance(one: list[str], two: list[str]) -> float:
 
 
 def repeats(words: list[str]) -> set[tuple[str, ...]]:
-    """Words that follow themselves, and runs of three words that come more than once."""
+    """Words that are doubled, and runs of three words that occur more than once."""
     runs = Counter(zip(words, words[1:], words[2:], strict=False))
     return {(a,) for a, b in pairwise(words) if a == b} | {run for run, n in runs.items() if n > 1}
 
 
 def numbers(text: str) -> Counter[str]:
-    """The numbers in figures, without their thousands separators."""
+    """The numbers written in digits, without thousands separators."""
     return Counter(number.replace(",", "") for number in NUMBER.findall(text))
 
 
 def is_closed(text: str) -> bool:
-    """Whether it ends with an end mark, quotes and brackets left aside."""
+    """Whether a text ends with an end mark, ignoring quotes and brackets."""
     return text.rstrip(CLOSING).endswith(tuple(END_MARKS))
 
 
@@ -321,7 +329,7 @@ def write(path: Path, text: str) -> None:
 
 
 def report(pairs: list[dict[str, Any]], counts: Counter, show: int) -> str:
-    """The table of what was made, and some of the pairs."""
+    """A table of what was made, and some of the pairs."""
     dropped = sum(number for name, number in counts.items() if name.startswith("dropped: "))
     lines = [f"{'rows':18}{counts['rows read']:9,}, of them skipped {dropped:,}"]
     lines += [f"{name:18}{counts[name]:9,}" for name in ("too_short", "too_long", "sentences")]

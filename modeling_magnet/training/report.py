@@ -1,4 +1,4 @@
-"""What a run ends with: a short table, and its curves as a picture."""
+"""Writes a run's report: a short table, and its curves as a picture."""
 
 import json
 import platform
@@ -25,7 +25,7 @@ PANELS = {
     "correlation": ("eval_pair_spearman", "eval_teacher_spearman"),
     "learning rate": ("learning_rate",),
 }
-"""What is drawn together."""
+"""Which curves are drawn together."""
 
 
 def write_report(log_history: list[dict], folder: str | Path, details: dict) -> str:
@@ -34,10 +34,10 @@ def write_report(log_history: list[dict], folder: str | Path, details: dict) -> 
     Args:
         log_history: of the Trainer.
         folder: where to write them.
-        details: what the figures were measured on and with, by name.
+        details: on what and with what the figures were measured, by name.
 
     Returns:
-        The table of `results.md`: each figure at its first and its last measurement, and its best.
+        The table of `results.md`: for each figure the first, the last and the best value.
     """
     folder = Path(folder)
     curves = curves_of(log_history)
@@ -81,11 +81,11 @@ def _best_of(name: str) -> Callable:
 
 
 def draw_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) -> None:
-    """Draw the curves against steps, a panel a kind.
+    """Draw the curves against steps, with one panel per kind.
 
     Args:
-        curves: of `curves_of`.
-        path: the picture to write.
+        curves: from `curves_of`.
+        path: of the picture.
     """
     try:
         import matplotlib
@@ -122,7 +122,7 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]], path: str | Path) ->
 
 
 def details_of(arguments: Arguments, trainer: MagnetTrainer) -> dict:
-    """What a run's figures were measured on and with."""
+    """On what and with what a run's figures were measured."""
     model, data, args = arguments
     metrics = next((m for m in trainer.state.log_history[::-1] if "train_runtime" in m), {})
     device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type

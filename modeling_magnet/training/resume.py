@@ -1,4 +1,4 @@
-"""What lets a run be killed at any moment: whose a folder is, and which checkpoint is whole."""
+"""Lets a killed run resume: locks its folder, checks its settings, and finds the last complete checkpoint."""
 
 import contextlib
 import dataclasses
@@ -22,11 +22,11 @@ FREE_TO_CHANGE = (
     "hub_model_id", "hub_token", "hub_private_repo", "save_total_limit", "save_steps",
     "dataloader_num_workers", "local_rank", "logging_steps", "log_level", "hub_strategy",
 )  # fmt: skip
-"""Settings that a resumed run may have otherwise than it began: they change no result."""
+"""Settings that may change when a run resumes, because they change no result."""
 
 
 def run_lock(output: Path, arguments: Arguments) -> contextlib.AbstractContextManager[None]:
-    """Keep other runs out of a run's folder, which all processes of this one share."""
+    """Lock a run's folder against other runs. All processes of this run share it."""
     if arguments[2].process_index:
         return contextlib.nullcontext()
     output.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def run_lock(output: Path, arguments: Arguments) -> contextlib.AbstractContextMa
 
 
 def claim(output: Path, arguments: Arguments) -> None:
-    """Note the run's settings in its folder; refuse a folder that was started with others."""
+    """Record the run's settings in its folder, or raise if it was started with others."""
     model, data, args = arguments
     mine = {"processes": args.world_size}
     for part in (dataclasses.asdict(model), dataclasses.asdict(data), args.to_dict()):
@@ -48,12 +48,12 @@ def claim(output: Path, arguments: Arguments) -> None:
 
 
 def record_settings(path: Path, settings: dict[str, Any], folder_setting: str) -> list[str]:
-    """Note settings in a file, or tell how they differ from those that it holds.
+    """Record settings in a file or, if it exists, compare them with those that it holds.
 
     Args:
         path: of a JSON file, which may not exist yet.
-        settings: what JSON can hold.
-        folder_setting: what names the folder, for messages.
+        settings: anything that JSON can hold.
+        folder_setting: the setting that names the folder, for messages.
 
     Returns:
         `NAME was ..., is ...` for each that differs.
@@ -80,10 +80,10 @@ def record_settings(path: Path, settings: dict[str, Any], folder_setting: str) -
 
 
 def last_complete_checkpoint(output: Path) -> str | None:
-    """The newest checkpoint that a kill, a full disk or a fault has not left in pieces.
+    """The newest checkpoint that no kill, full disk or fault has left incomplete.
 
-    The Trainer writes `trainer_state.json` last. Files are checked as far as their formats tell:
-    sizes for safetensors, checksums for what torch saves.
+    The Trainer writes `trainer_state.json` last. Files are checked as far as their formats allow: sizes for
+    safetensors, checksums for what torch saves.
     """
     steps = sorted(
         (path for path in output.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()),

@@ -1,4 +1,4 @@
-"""From a trained model to folders: the adapter on its base, and the merged Magnet folder."""
+"""Writes the folders of a finished run: the adapter on its base, and the merged Magnet folder."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ from .card import write_card
 
 
 def save_run(trainer: Trainer, arguments: ModelArguments, output: Path) -> MagnetMixin | None:
-    """Write `adapter/` (LoRA alone, on `base/`) and `model/` (merged), both without projection head.
+    """Write `adapter/` (only LoRA, on `base/`) and `model/` (merged), both without the projection head.
 
-    Call it in every process: sharded weights are gathered.
+    Call it in every process, since sharded weights are gathered.
 
     Args:
         trainer: after training.
@@ -48,7 +48,7 @@ def save_run(trainer: Trainer, arguments: ModelArguments, output: Path) -> Magne
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
         else:
             model = model_class.from_pretrained(trained, config=config, dtype=dtype_of(arguments))
-            model.tokenizer  # noqa: B018  before its folder goes
+            model.tokenizer  # noqa: B018  before its folder is removed
     model.eval()
     model.save_pretrained(output / "model")
     shutil.rmtree(trained)
@@ -60,8 +60,8 @@ def write_adapter(trained: Path, base: Path, folder: Path) -> None:
 
     Args:
         trained: what the Trainer wrote.
-        base: where `AutoPeftModelForCausalLM` is to find the base.
-        folder: replaced whole, or left as it was.
+        base: where `AutoPeftModelForCausalLM` finds the base.
+        folder: replaced whole, or left unchanged.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder, stale=["*"]) as temporary:
@@ -75,7 +75,7 @@ def write_adapter(trained: Path, base: Path, folder: Path) -> None:
 
 
 def push(folder: Path, args: MagnetTrainingArguments) -> str:
-    """Upload a run's saved folder to the Hub, as `hub_model_id` or the run's name, which its card tells.
+    """Upload a run's saved folder to the Hub, as `hub_model_id` or the run's name, and name it so in its card.
 
     Returns:
         The commit's address.

@@ -1,4 +1,4 @@
-"""Sentences of plain text, as many of each document: what a teacher's vectors are computed of.
+"""Draws sentences from plain text, equally many from each document, for a teacher to encode.
 
 python -m modeling_magnet.training.sentences --input wiki/*.parquet --group_column title --output sentences.jsonl
 """
@@ -19,13 +19,13 @@ from .sources import Row, read_rows
 def draw_sentences(
     rows: Iterable[Row], column: str, group: str, words: tuple[int, int], count: int, seed: int = 0
 ) -> list[Row]:
-    """As many sentences of each document that has them, in the order of the documents.
+    """Draw `count` sentences from each document that has so many, in the order of the documents.
 
     Args:
         rows: with a text each.
         column: which column that is.
-        group: the column of a document's name, whose rows need not stand together.
-        words: fewest and most of a sentence.
+        group: the column of a document's name. Its rows need not be consecutive.
+        words: the fewest and the most words of a sentence.
         count: sentences of each document.
         seed: of the draws.
 
@@ -55,17 +55,17 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--input", nargs="+", required=True, help=".jsonl, .parquet")
     parser.add_argument("--column", default="text", help="column that holds the text")
     parser.add_argument("--group_column", required=True, help="column that names the document")
-    parser.add_argument("--min_words", type=int, default=5, help="fewest of a sentence")
-    parser.add_argument("--max_words", type=int, default=30, help="most of a sentence")
+    parser.add_argument("--min_words", type=int, default=5, help="fewest words in a sentence")
+    parser.add_argument("--max_words", type=int, default=30, help="most words in a sentence")
     parser.add_argument("--count", type=int, default=8, help="sentences of each document")
-    parser.add_argument("--limit", type=int, help="only the first so many sentences")
+    parser.add_argument("--limit", type=int, help="keep only the first LIMIT sentences")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--output", type=Path, required=True, help=".jsonl to write")
     options = parser.parse_args(command_line)
     if not 1 <= options.min_words <= options.max_words or options.count < 1:
         parser.error(
             f"--min_words {options.min_words} --max_words {options.max_words} --count {options.count}: "
-            "give 1 or more, and no more at least than at most"
+            "give 1 or more, and no larger minimum than maximum"
         )
     columns, words = (options.column, options.group_column), (options.min_words, options.max_words)
     rows = read_rows(options.input, columns, counts=Counter())

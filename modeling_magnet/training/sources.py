@@ -1,4 +1,4 @@
-"""Rows from files, folders and ids of `datasets`; a bad row is counted, a broken file an error."""
+"""Reads rows from files, folders and ids of `datasets`. Bad rows are counted, broken files raise."""
 
 import glob
 import gzip
@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetsError
 logger = logging.getLogger(__name__)
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-"""Text and JSON may be; `.zst` needs the package `zstandard`."""
+"""Suffixes of compressed text and JSON files. `.zst` needs the package `zstandard`."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -45,26 +45,25 @@ def read_rows(
 ) -> Iterator[Row]:
     """Read the rows that have a text in all columns, in the source's order.
 
-    Files are read as they stand, row by row: nothing is copied, and nothing beyond what is asked
-    for is read.
+    Files are read in place, row by row. Nothing is copied, and nothing is read that is not asked for.
 
     Args:
         source: files, patterns, one folder, or one id of `datasets`.
         columns: columns of text.
         config: of a folder or an id.
         split: of a folder or an id.
-        keys: further columns, of any values.
-        distinct: leave out rows with the same text in two columns.
-        streaming: whether an id is read over the network in place of downloading it first.
-        counts: gets `rows read`, `dropped: ` with each reason, and `empty files`. The first row of
-            each reason is logged.
+        keys: further columns, with any values.
+        distinct: leave out rows that have the same text in two columns.
+        streaming: whether an id is read over the network instead of being downloaded first.
+        counts: gets `rows read`, `dropped: ` with each reason, and `empty files`. The first row that
+            is dropped for a reason is logged.
 
     Yields:
         Rows with all columns of text; a key may be missing.
 
     Raises:
-        FileNotFoundError: there is no such source.
-        ValueError: another kind of file, one that cannot be parsed, a missing column, or no rows.
+        FileNotFoundError: the source does not exist.
+        ValueError: a file is of another kind or cannot be parsed, a column is missing, or there are no rows.
     """
     found = find(source, config, split)
     needed = tuple(dict.fromkeys(columns + keys))
@@ -81,7 +80,7 @@ def read_rows(
 def usable_rows(
     rows: Iterable[tuple[str, Row]], columns: tuple[str, ...], distinct: bool, counts: Counter
 ) -> Iterator[Row]:
-    """Yield the rows that have a text in all columns; count the others, and log the first of each kind."""
+    """Yield the rows that have a text in all columns. Count the others, and log the first of each kind."""
     for where, row in rows:
         counts["rows read"] += 1
         reason = text_fault(row, columns, distinct)
@@ -96,11 +95,11 @@ def usable_rows(
 def find(source: list[str], config: str | None = None, split: str = "train") -> list[Path] | str:
     """The files of a source, or its id.
 
-    Which files of a folder are a split is told by their names or the README.md, as `datasets` does.
+    As in `datasets`, file names or the README.md say which files of a folder belong to a split.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no source, another kind of file, or a folder without such a split.
+        FileNotFoundError: a file does not exist.
+        ValueError: the source is empty, has another kind of file, or is a folder without this split.
     """
     if not source:
         raise ValueError(f"the source is empty: {GIVE}")
@@ -122,12 +121,12 @@ def find(source: list[str], config: str | None = None, split: str = "train") -> 
         files = [Path(name) for name in splits[split]]
     for path in files:
         if path.is_dir() or _kind(path) not in READERS:
-            raise ValueError(f"{path} is among the files of {source}: {GIVE}")
+            raise ValueError(f"{source} includes {path}, which cannot be read: {GIVE}")
     return files
 
 
 def identify(source: list[str], config: str | None, split: str) -> list:
-    """What differs when a source does: paths, sizes and times of files, an id's revision."""
+    """A value that changes when a source changes: paths, sizes and times of files, or an id's revision."""
     found = find(source, config, split)
     if isinstance(found, str):
         with _named(found):
@@ -136,7 +135,7 @@ def identify(source: list[str], config: str | None, split: str) -> list:
 
 
 def text_fault(row: Row, columns: tuple[str, ...], distinct: bool = False) -> str | None:
-    """What is wrong with the texts of a row; None: nothing."""
+    """What is wrong with the texts of a row; None if nothing is."""
     for column in columns:
         text = row.get(column)
         if text is None:

@@ -1,4 +1,4 @@
-"""The text in blocks of tokens, and the sentence pairs: tables, made once and memory-mapped."""
+"""Makes the tables of a run, blocks of tokens and sentence pairs, once, and memory-maps them."""
 
 import errno
 import hashlib
@@ -24,16 +24,16 @@ from .sources import Row, identify, read_rows
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
-"""Part of what a cached table is known by: raise it when this file makes other tables."""
+"""Part of the key of a cached table. Raise it when this module makes tables differently."""
 
 BATCH_CHARACTERS = 1 << 20
-"""Text that is tokenized at a time, so that long documents need no more memory than short ones."""
+"""How much text is tokenized at a time, so that long documents need no more memory than short ones."""
 
 PAIR = ("sentence", "positive", "negative", *(f"negative_{i}" for i in range(2, 100)))
 """The columns of a table of pairs."""
 
 VECTORS = tuple(f"{name}_vector" for name in PAIR)
-"""Those of a teacher's vectors in it."""
+"""The columns of a teacher's vectors in it."""
 
 
 def make_blocks(
@@ -45,33 +45,33 @@ def make_blocks(
     most: int | None = None,
     split_special_tokens: bool = True,
 ) -> "Blocks":
-    r"""Tokenize the text and cut it into blocks, or find that done in the cache.
+    r"""Tokenize the text and cut it into blocks, or find them in the cache.
 
-    Each row's text ends in a line break, and one follows the other. Every block begins with the
-    start token, as every sequence does that the model is used on; with `separate_documents` so does
-    every document. What is left at the end, shorter than a block, is dropped.
+    Each row's text gets a line break at its end, and rows are joined. Every block begins with the start
+    token, like every sequence that the model is used on. With `separate_documents`, so does every
+    document. The rest at the end, shorter than a block, is dropped.
 
         text       a a a b b c c c c c           blocks of 6, start token S
         together   S a a a b b   S c c c c c
         separate   S a a a S b   S b S c c c     documents 0 0 0 0 1 1   0 0 1 1 1 1
 
-    The table is written once, by the first process that needs it, and memory-mapped from then on. It
-    is made anew when the text, the tokenizer or an argument that it depends on is another.
+    The first process that needs the table writes it. From then on it is memory-mapped. It is made again
+    when the text, the tokenizer or an argument that it depends on changes.
 
     Args:
-        arguments: say where the text is and what blocks are like.
-        tokenizer: a fast one.
-        start_token_id: None for none.
+        arguments: of the run: where the text is, and how blocks are cut.
+        tokenizer: a fast tokenizer.
+        start_token_id: None: no start token.
         validation: whether to take the first `validation_blocks` of the validation text.
-        most: blocks that the run needs; with `streaming` no more text is read than that takes.
+        most: how many blocks the run needs. With `streaming`, no more text is read than that.
         split_special_tokens: as in `MagnetSettings`.
 
     Returns:
         The blocks, and counts of what was read and dropped.
 
     Raises:
-        FileNotFoundError: there is no such source.
-        ValueError: a source that cannot be read (see `read_rows`), or text for less than a block.
+        FileNotFoundError: the source does not exist.
+        ValueError: the source cannot be read (see `read_rows`), or has less text than a block.
         OSError: the cache's disk is full.
     """
     source, config, split = arguments.text, arguments.text_config, arguments.text_split
@@ -113,15 +113,15 @@ def cut_into_blocks(
     limit: int | None = None,
     folder: str | None = None,
 ) -> "Blocks":
-    """`make_blocks` of rows from anywhere.
+    """`make_blocks`, for rows from anywhere.
 
     Args:
-        read: gives the rows, and fills their counts.
-        identity: what the rows are known by in the cache.
-        arguments: say what blocks are like.
+        read: yields the rows, and fills their counts.
+        identity: the rows' key in the cache.
+        arguments: how blocks are cut.
         tokenizer, start_token_id, split_special_tokens: as in `make_blocks`.
         column, document_column: of the rows.
-        limit: blocks at most.
+        limit: the most blocks.
         folder: of the cache.
 
     Raises:
@@ -129,7 +129,7 @@ def cut_into_blocks(
     """
     start = [] if start_token_id is None else [start_token_id]
     if arguments.block_length <= len(start):
-        raise ValueError("block_length is 1: a block has a token after the start token, give 2")
+        raise ValueError("block_length is 1, which is only the start token: give 2 or more")
     document_start = start if arguments.separate_documents else []
     names = ("ids", "document_ids") if arguments.separate_documents else ("ids",)
 
@@ -141,7 +141,7 @@ def cut_into_blocks(
             yield {name: block[name].tobytes() for name in names}
         if not counts["blocks"]:
             raise ValueError(
-                f"the text has {counts['tokens']} tokens ({dict(counts)}), a block has "
+                f"the text has {counts['tokens']} tokens ({dict(counts)}), but a block has "
                 f"{arguments.block_length}: give more text or a smaller block_length"
             )
 
@@ -162,11 +162,11 @@ def cut_into_blocks(
 
 
 class Blocks:
-    """Blocks of tokens in a memory-mapped table; 0 is the first of the text.
+    """Blocks of tokens in a memory-mapped table, in the order of the text.
 
     Attributes:
-        counts: `rows read`, `dropped: ` with each reason, `empty files`, `documents`, `tokens` (start
-            tokens of documents are among them, those of blocks are not), `tokens left over`, `blocks`.
+        counts: `rows read`, `dropped: ` with each reason, `empty files`, `documents`, `tokens` (including
+            start tokens of documents, but not those of blocks), `tokens left over`, `blocks`.
     """
 
     def __init__(self, table: Dataset, counts: dict[str, int]):
@@ -186,12 +186,12 @@ def read_pairs(arguments: DataArguments, *, validation: bool = False) -> "Pairs"
     """Read the sentence pairs into the cache, or find them there.
 
     Args:
-        arguments: say where they are, their columns and their groups.
+        arguments: of the run: where the pairs are, their columns and their groups.
         validation: whether to take the first `validation_pair_count` of the validation pairs.
 
     Raises:
-        FileNotFoundError: there is no such source.
-        ValueError: a source that cannot be read (see `read_rows`), or no pair in it.
+        FileNotFoundError: the source does not exist.
+        ValueError: the source cannot be read (see `read_rows`), or has no pair.
         OSError: the cache's disk is full.
     """
     source, split, limit = arguments.pairs, arguments.pairs_split, None
@@ -269,15 +269,15 @@ def check_score(score: Any, where: str) -> None:
 
 
 def check_vectors(vectors: Sequence[Any], size: int | None, where: str) -> tuple[np.ndarray, int]:
-    """A teacher's vectors of the texts of a row, (texts, size) in float32, and their size.
+    """Check a teacher's vectors of a row's texts: returns them, (texts, size) in float32, and their size.
 
     Args:
-        vectors: as they were read.
-        size: of those before; None: these are the first.
+        vectors: as read from the row.
+        size: of the vectors of earlier rows; None for the first row.
         where: for messages.
 
     Raises:
-        ValueError: one is missing, has no direction, holds what is no finite number, or has another size.
+        ValueError: one is missing, is all zeros, holds something other than finite numbers, or has another size.
     """
     for vector in vectors:
         try:
@@ -289,8 +289,8 @@ def check_vectors(vectors: Sequence[Any], size: int | None, where: str) -> tuple
         size = size or len(array)
         if len(array) != size:
             raise ValueError(
-                f"a vector in {where} has {len(array)} numbers, those before have {size}: give all by one "
-                "teacher"
+                f"a vector in {where} has {len(array)} numbers, but earlier ones have {size}: give vectors "
+                "of one teacher"
             )
         if not np.isfinite(array).all() or not array.any():
             kind = "holds NaN or infinity" if array.any() else "is all zeros"
@@ -305,8 +305,8 @@ class Pairs:
 
     Attributes:
         counts: `rows read`, `dropped: ` with each reason, `empty files`, `pairs`, `groups`.
-        groups: (pairs,) the group of each, numbered by first appearance; None without a group column.
-        scores: (pairs,) how alike the two texts of each are, from 0 to 1; None without such a column.
+        groups: (pairs,) the group of each, numbered in order of appearance; None without a group column.
+        scores: (pairs,) how similar the two texts of each are, from 0 to 1; None without such a column.
         classes: (texts,) the class of each, numbered; None without such a column.
         has_vectors: whether there is a teacher's vector of each text.
     """
@@ -339,7 +339,7 @@ class Pairs:
 
 
 def first_texts(arguments: DataArguments, count: int) -> list[str]:
-    """The first texts of the run, as many as asked for or as there are."""
+    """The first `count` texts of the run, or all if there are fewer."""
     rows = read_rows(
         arguments.text,
         (arguments.text_column,),
@@ -365,7 +365,7 @@ def _tokenize(
     document_start: list[int],
     counts: Counter,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the next token ids, (tokens,), and the number of each one's document, (tokens,)."""
+    """Yield token ids, (tokens,), and the number of each token's document, (tokens,)."""
     before = None
     for batch in _batches(rows, column):
         begins = []  # whether a row begins a document
@@ -407,7 +407,7 @@ def _cut(
     arguments: ExampleArguments,
     counts: Counter,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields blocks: `ids` and `document_ids`, each (block_length,)."""
+    """Yield blocks: `ids` and `document_ids`, each (block_length,)."""
     rest = np.empty((2, 0), dtype=np.int32)
     before = 0  # the document that the last block ends in; the first is 1
     own = np.array(start, dtype=np.int32)
@@ -416,7 +416,7 @@ def _cut(
         rest = np.concatenate([rest, batch], axis=1)  # (2, tokens): ids, documents
         first = 0
         while first < rest.shape[1]:
-            # A document that begins where the block does has brought its start token.
+            # A document that begins where the block does already has its start token.
             begins = arguments.separate_documents and rest[1, first] != before
             last = first + arguments.block_length - (0 if begins else len(own))
             if last > rest.shape[1]:
@@ -439,11 +439,11 @@ def _cached(
     features: dict[str, Any],
     folder: str | None,
 ) -> tuple[Dataset, dict[str, int]]:
-    """The table of the rows that `make` gives, and the counts that it fills meanwhile.
+    """The table of the rows that `make` yields, and the counts that it fills.
 
-    The counts stand in the table's last row: they are there whenever the table is. `datasets` makes
-    it under a lock, in a folder that gets its name at the end, so a killed process leaves no part
-    that could be taken for the whole.
+    The counts are stored in the table's last row, so they exist whenever the table does. `datasets` makes
+    it under a lock, in a folder that gets its name at the end, so a killed process leaves no part that
+    could be taken for the whole.
     """
     fingerprint = hashlib.sha256(json.dumps([CACHE_VERSION, *key]).encode()).hexdigest()
     folder = folder or str(datasets.config.HF_DATASETS_CACHE)

@@ -1,10 +1,10 @@
-"""Vectors of a table's texts by any encoder, computed once: a teacher's, or a guide's.
+"""Computes the vectors of a table's texts once, with any encoder: a teacher for `distil`, or a guide.
 
     python -m modeling_magnet.training.teacher_vectors --model sentence-transformers/all-MiniLM-L6-v2 \\
         --input pairs.parquet --columns sentence paraphrase --output outputs/taught
 
-Writes a folder of Parquet files with the input's rows, and beside each column of texts one of their vectors,
-such as `sentence_vector`. Run again after a kill, it resumes after the last finished file.
+Writes a folder of Parquet files with the input's rows and, for each column of texts, a column of their vectors,
+such as `sentence_vector`. Run the command again after a kill: it resumes after the last finished file.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from .sources import Row, identify, read_rows
 MADE_OF = "made-of.json"
 
 Encode = Callable[[list[str]], np.ndarray]
-"""From texts to vectors of length 1, (texts, size) in float32."""
+"""Turns texts into vectors of length 1, (texts, size) in float32."""
 
 
 def parse(command_line: list[str]) -> Namespace:
@@ -53,14 +53,14 @@ def parse(command_line: list[str]) -> Namespace:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Add what vectors depend on, but for the columns."""
+    """Add the options on which vectors depend, except the columns."""
     add = parser.add_argument
     add("--model", required=True, help="Magnet or sentence-transformers: folder or Hub id")
     add("--input", nargs="+", required=True, help=".txt, .jsonl, .parquet, or an id of `datasets`")
     add("--input_config", help="configuration of a `datasets` id")
     add("--input_split", default="train", help="split of a `datasets` id")
-    add("--limit", type=int, help="only the first so many rows")
-    add("--prompt", help="text before each text; default: the model's own")
+    add("--limit", type=int, help="read only the first LIMIT rows")
+    add("--prompt", help="text to put before each text; default: the model's own prompt")
     add("--batch_size", type=int, default=32, help="texts that the model reads at once")
     add("--shard_size", type=int, default=4096, help="rows of a shard: what a kill can lose")
     add("--trust_remote_code", action="store_true", help="run code that the model brings")
@@ -82,11 +82,11 @@ def write_vectors(arguments: Namespace) -> list[Path]:
         Its files, in the order of the rows.
 
     Raises:
-        FileNotFoundError: there is no such source.
+        FileNotFoundError: the source does not exist.
         ValueError: the folder was started with other settings, another input or another model, a source
             cannot be read, or no row has all texts.
         BlockingIOError: another process writes to the folder.
-        OSError: there is no such model, or the disk is full.
+        OSError: the model does not exist, or the disk is full.
     """
     folder = Path(arguments.output)
     free = ("input", "output", "batch_size")
@@ -119,16 +119,16 @@ def write_vectors(arguments: Namespace) -> list[Path]:
 def load_encoder(
     model: str, prompt: str | None = None, batch_size: int = 32, trust_remote_code: bool = False
 ) -> Encode:
-    """What encodes texts by a Magnet model or one of sentence-transformers.
+    """A function that encodes texts with a Magnet model or one of sentence-transformers.
 
     Args:
         model: a folder or a Hub id.
         prompt: before each text; None: the model's own default.
         batch_size: texts that the model reads at once.
-        trust_remote_code: for a model of sentence-transformers that brings code of its own.
+        trust_remote_code: run the code that a model of sentence-transformers may bring.
 
     Raises:
-        OSError: there is no such model.
+        OSError: the model does not exist.
         ImportError: sentence-transformers is not installed.
     """
     options: dict[str, Any] = {"prompt": prompt, "batch_size": batch_size}
@@ -152,17 +152,17 @@ def is_magnet(model: str) -> bool:
 
 
 def _weights(model: str) -> list:
-    """What differs when the model in a folder is trained again; nothing for an id."""
+    """A value that changes when the model in a folder is trained again; empty for an id."""
     files = sorted(Path(model).glob("*.safetensors"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def claim(folder: Path, made_of: dict[str, Any]) -> None:
-    """Note what the folder is made of; refuse one that was started with something else."""
+    """Record what the folder is made of, or raise if it was started with something else."""
     changed = record_settings(folder / MADE_OF, json.loads(json.dumps(made_of)), "output")
     if changed:
         raise ValueError(
-            f"{folder} was started with other settings ({'; '.join(changed)}): give the same, or a new folder"
+            f"{folder} was started with other settings ({'; '.join(changed)}): give the same settings, or a new folder"
         )
 
 

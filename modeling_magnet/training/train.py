@@ -1,4 +1,4 @@
-"""Adapt a base model with MAGNET.
+"""Adapts a base model with MAGNET.
 
     python -m modeling_magnet.training.train training/configs/smollm2-135m.yaml
     python -m modeling_magnet.training.train training/configs/smollm2-135m.yaml --learning_rate 1e-4 --seed 1
@@ -7,8 +7,8 @@
 
 Of several configs, later ones win. Writes under `output_dir`: `base/` (the base as a Magnet folder),
 `adapter/` (LoRA only), `model/` (the merged Magnet folder), results and curves, and the run's
-checkpoints. Run again after a kill, it resumes from the last complete checkpoint. Two runs in one
-`output_dir` at a time are refused.
+checkpoints. Run the command again after a kill: it resumes from the last complete checkpoint. A second
+run in the same `output_dir` at the same time is refused.
 """
 
 import logging
@@ -30,7 +30,7 @@ from .run_folders import push, save_run
 
 
 def parse(command_line: list[str]) -> Arguments:
-    """Read YAML configs, later ones over earlier ones, and the command-line overrides after them.
+    """Read YAML configs, of which later ones win, and the command-line flags that override them.
 
     Args:
         command_line: paths of configs, then flags: `["mine.yaml", "--learning_rate", "1e-4"]`.
@@ -72,11 +72,11 @@ def train(arguments: Arguments) -> MagnetMixin | None:
         arguments: of the run.
 
     Returns:
-        The adapted, merged model, also in `output_dir/model`; None but in the main process.
+        The adapted, merged model, which is also in `output_dir/model`; None in all but the main process.
 
     Raises:
         ValueError: `output_dir` holds a run with other settings, or an argument does not fit.
-        BlockingIOError: another run is going on in `output_dir`.
+        BlockingIOError: another run is using `output_dir`.
     """
     check_arguments(arguments)
     with run_lock(Path(arguments[2].output_dir), arguments):

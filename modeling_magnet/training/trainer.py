@@ -1,4 +1,4 @@
-"""transformers' Trainer with MAGNET's weighted sum of losses (equation 5)."""
+"""Defines `MagnetTrainer`: transformers' Trainer with MAGNET's weighted sum of losses (equation 5)."""
 
 from functools import partial
 from typing import Any
@@ -28,39 +28,41 @@ TOKEN_OBJECTIVES = ("mntp", "msg", "ntp")
 """The objectives that are means over labelled tokens."""
 
 LOSS_INPUTS = ("pair_scores", "classes", "teacher_vectors")
-"""What the collator gives to the losses, not to the model; (views or 1, pairs, ...)."""
+"""What the collator gives to the losses and not to the model; (views or 1, pairs, ...)."""
 
 
 class MagnetTrainer(Trainer):
     """Trains a model on text, on pairs with any hard negatives, on scored pairs, or on text and pairs.
 
-    What a dataset is for its columns tell, as in sentence-transformers (see `training.columns`):
-    `text` is for MNTP and MSG; texts alone, such as anchor, positive, negative, are for contrastive
-    learning; two texts and a score from 0 to 1 are for CoSENT; texts with a class are for the
-    supervised contrastive loss; texts and vectors of a teacher are for
-    distillation. A dict of two datasets has text and
-    pairs in the same steps.
+    As in sentence-transformers, a dataset's columns decide what it is for (see `training.columns`):
 
-    MNTP, MSG, NTP and the divergence are means over the labelled tokens of the whole optimizer step,
-    over all processes and accumulated batches, each over its own. SSCL has the sentences of all
-    processes as negatives, hard ones and those of the other pairs, and is the mean over accumulated
-    batches: its negatives are those of one batch, which `pair_chunk` lets grow. So are CoSENT, the
-    supervised contrastive loss and distillation.
+    - `text`: MNTP and MSG.
+    - Only texts, such as anchor, positive, negative: contrastive learning.
+    - Two texts and a score from 0 to 1: CoSENT.
+    - Texts with a class: the supervised contrastive loss.
+    - Texts and a teacher's vectors: distillation.
+
+    A dict of two datasets has text and pairs in the same steps.
+
+    MNTP, MSG, NTP and the divergence are means over their labelled tokens in the whole optimizer step, over
+    all processes and accumulated batches. The losses on sentence vectors (SSCL, CoSENT, the supervised
+    contrastive loss and distillation) compare the sentences of all processes in one batch, and are averaged
+    over accumulated batches. `pair_chunk` lets such a batch grow.
 
     Args:
         model: a Hub id, a folder, `smollm2`, or a model of `load_magnet`, which is trained in place.
         args: a `MagnetConfig`.
         data_collator: chosen by the columns.
         train_dataset: a `datasets.Dataset`, or a dict of one of text and one of pairs.
-        eval_dataset: likewise.
+        eval_dataset: the same, for evaluation.
         peft_config: of a new adapter, such as `LoraConfig(r=16, target_modules="all-linear")`. None:
-            the model's own adapter is trained on, or where it has none all weights are.
+            train the model's own adapter further or, if it has none, all weights.
         kwargs: of transformers' `Trainer`.
 
     Raises:
         TypeError: something is of another kind.
-        ValueError: columns fit no objective (the message says which would), a row cannot be used, or
-            arguments do not fit each other.
+        ValueError: columns fit no objective (the message says which columns would), a row cannot be used,
+            or arguments do not fit each other.
 
     Example:
         >>> trainer = MagnetTrainer("smollm2", MagnetConfig(max_steps=10), train_dataset=triplets)
@@ -105,22 +107,24 @@ class MagnetTrainer(Trainer):
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"one process sees {self.args.n_gpu} GPUs, which Trainer would drive by DataParallel: "
-                "start one process a GPU (accelerate launch), or set CUDA_VISIBLE_DEVICES to one"
+                "start one process per GPU (accelerate launch), or set CUDA_VISIBLE_DEVICES to one"
             )
-        self.model_accepts_loss_kwargs = True  # both say: compute_loss has scaled the loss already
+        self.model_accepts_loss_kwargs = True  # both mean: compute_loss has already scaled the loss
         self.loss_is_scaled_for_ga = True
-        self.accelerator.gradient_accumulation_steps = 1  # older ones divide in `backward` as well
+        self.accelerator.gradient_accumulation_steps = (
+            1  # older releases divide in `backward` as well
+        )
         self._logged: dict[
             str, tuple[torch.Tensor, float]
         ] = {}  # sum and steps since the last line
 
     def _check_batch(self, pairs: Pairs, pairs_per_item: int) -> None:
-        """Raise where an objective has nothing to compare: its loss would be the same whatever the model."""
+        """Raise if an objective has nothing to compare, so that its loss would not depend on the model."""
         for name, labels in (("cosent", pairs.scores), ("supcon", pairs.classes)):
             if self.args.has_weight(name) and labels is not None and len(np.unique(labels)) < 2:
                 what = "score" if name == "cosent" else "class"
                 raise ValueError(
-                    f"all {len(pairs)} rows have the same {what}, and {name} tells different ones apart: give "
+                    f"all {len(pairs)} rows have the same {what}, but {name} needs different ones: give "
                     "others too"
                 )
         batch = self.args.per_device_train_batch_size * pairs_per_item
@@ -151,16 +155,16 @@ class MagnetTrainer(Trainer):
         ):
             if self.args.has_weight(name) and count < least:
                 raise ValueError(
-                    f"a batch has {count} {of}, and {name} learns nothing from that, since {why}: give "
+                    f"a batch has {count} {of}, but {name} learns nothing from that, since {why}: give "
                     f"{least} or more (per_device_train_batch_size)"
                 )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """(3,) how many labels `TOKEN_OBJECTIVES` have in the optimizer step, over all processes."""
+        """How many labels `TOKEN_OBJECTIVES` have in the optimizer step, over all processes, (3,)."""
         return self.accelerator.reduce(_count_labels(batch_samples).to(device), reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted sum of the objectives: in training of those whose weight is not 0 now.
+        """The weighted sum of the objectives. In training, only those whose weight is not 0 are computed.
 
         Args:
             model: in its training class.
@@ -169,10 +173,10 @@ class MagnetTrainer(Trainer):
             num_items_in_batch: (3,) how many labels the step has, by objective.
 
         Returns:
-            The loss, a scalar; with `return_outputs` and the outputs.
+            The loss, a scalar; with `return_outputs` also the outputs.
 
         Raises:
-            FloatingPointError: it is no number, in training.
+            FloatingPointError: in training, the loss is NaN or infinity.
         """
         weights = self.args.objective_weights(self.state.global_step)
         if model.training:
@@ -191,7 +195,7 @@ class MagnetTrainer(Trainer):
             pair_chunk=self.args.pair_chunk,
             early_layers=layers,
         )
-        # The mean over processes, which averages gradients too, is what is wanted in the end.
+        # The Trainer averages losses and gradients over processes, so sums are scaled by their number.
         losses: dict[str, torch.Tensor] = {}
         count = dict(zip(TOKEN_OBJECTIVES, counts.clamp(min=1).tolist(), strict=True))
         count |= {"divergence": count["ntp"], "mntp_correct": count["mntp"]}
@@ -205,7 +209,7 @@ class MagnetTrainer(Trainer):
             )
             for name, value in found.items():
                 value = value / batches
-                # The same on each process, with the gradient of its own vectors: their sum is wanted.
+                # Equal on all processes, but with the gradient of its own vectors only: their sum is needed.
                 losses[name] = value + (processes - 1) * (value - value.detach())
         weights = weights | {"matryoshka": 1.0}
         loss = sum(
@@ -224,8 +228,10 @@ class MagnetTrainer(Trainer):
         processes: int,
         width: int | None,
     ) -> dict[str, torch.Tensor]:
-        """The losses that have a weight, on the sentence vectors (views, pairs, hidden) of all processes;
-        and `matryoshka`, the same on shorter and on early vectors, weighted already."""
+        """The losses that have a weight, on the sentence vectors (views, pairs, hidden) of all processes.
+
+        `matryoshka` is their sum on shorter and on early vectors, already weighted.
+        """
         labels = {name: inputs[name] for name in LOSS_INPUTS if name in inputs}
         if processes > 1:
             vectors = self._gather_with_gradient(vectors)
@@ -264,7 +270,7 @@ class MagnetTrainer(Trainer):
         return losses
 
     def _select(self, inputs: dict, weights: dict[str, float]) -> dict:
-        """What the objectives that have a weight need."""
+        """The inputs that the objectives with a weight need."""
         wanted = {f"{name}_labels" for name in TOKEN_OBJECTIVES if weights[name]}
         wanted |= {"ntp_labels"} if weights["divergence"] else set()
         if not wanted <= inputs.keys():
@@ -281,7 +287,7 @@ class MagnetTrainer(Trainer):
         return {name: value for name, value in inputs.items() if name in wanted}
 
     def _gather_with_gradient(self, vectors: torch.Tensor) -> torch.Tensor:
-        """(views, processes x pairs, hidden): constants but for this process's own."""
+        """Gather to (views, processes x pairs, hidden). Only this process's part has a gradient."""
         everyone = self.accelerator.gather(vectors.detach()[None])  # (processes, views, pairs, ...)
         parts = list(everyone.unbind(0))
         parts[self.accelerator.process_index] = vectors
@@ -292,7 +298,7 @@ class MagnetTrainer(Trainer):
             shown = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} ({shown}): try a "
-                "lower learning_rate, or bf16 in place of fp16; checkpoints are from before"
+                "lower learning_rate, or bf16 in place of fp16; earlier checkpoints are intact"
             )
         for name, value in losses.items():
             total, steps = self._logged.get(name, (torch.zeros((), device=value.device), 0.0))
@@ -301,11 +307,11 @@ class MagnetTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what `load_magnet` opens: the Magnet folder, or the adapter with its settings and code.
 
-        The Trainer's own checkpoints are transformers' plain ones, to resume from.
+        The Trainer's own checkpoints, to resume from, are plain ones of transformers.
 
         Args:
-            output_dir: default: that of the arguments.
-            _internal_call: of the Trainer.
+            output_dir: by default that of the arguments.
+            _internal_call: set by the Trainer.
 
         Raises:
             ValueError: the weights are sharded over processes.
@@ -314,7 +320,7 @@ class MagnetTrainer(Trainer):
             return super().save_model(output_dir, _internal_call)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "the weights are sharded: train by the command modeling_magnet.training.train, which "
+                "the weights are sharded: train with the command modeling_magnet.training.train, which "
                 "gathers them"
             )
         with as_magnet(self.accelerator.unwrap_model(self.model)) as model:
@@ -323,7 +329,7 @@ class MagnetTrainer(Trainer):
             )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """The Trainer's, which looks for whole weights where a model has brought its own adapter."""
+        """Load the adapter of a model that brought its own. The Trainer would look for whole weights."""
         own: Any = self.accelerator.unwrap_model(model or self.model)
         if not _has_own_adapter(own):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -332,7 +338,7 @@ class MagnetTrainer(Trainer):
         set_peft_model_state_dict(own, weights, own.active_adapters()[0])
 
     def _load_best_model(self) -> None:
-        """Likewise."""
+        """Load the best adapter of a model that brought its own, as in `_load_from_checkpoint`."""
         if not _has_own_adapter(self.accelerator.unwrap_model(self.model)):
             return super()._load_best_model()
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -344,8 +350,8 @@ class MagnetTrainer(Trainer):
         )  # fp16 skips such steps itself
         if norm is not None and not scaled and not torch.isfinite(torch.as_tensor(norm)):
             raise FloatingPointError(
-                f"the gradient's norm is {norm} at step {self.state.global_step + 1}, the loss was "
-                "finite: try a lower learning_rate; checkpoints are from before"
+                f"the gradient's norm is {norm} at step {self.state.global_step + 1}, although the loss was "
+                "finite: try a lower learning_rate; earlier checkpoints are intact"
             )
         return norm
 
@@ -362,12 +368,12 @@ class MagnetTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
-        """The Trainer's, which hands `compute_metrics` what `prediction_step` gives."""
+        """As in the Trainer, which passes what `prediction_step` returns to `compute_metrics`."""
         self._pairs_per_item = dataloader.dataset.pairs_per_block
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Figures of held-out items for `compute_metrics`, whatever the weights are now."""
+        """Figures of held-out items for `compute_metrics`, which do not depend on the current weights."""
         inputs = self._prepare_inputs(inputs)
         figures: dict[str, torch.Tensor] = {}
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -392,7 +398,7 @@ class MagnetTrainer(Trainer):
 
 
 def _has_own_adapter(model: Any) -> bool:
-    """Whether it was loaded with its adapter, which no `PeftModel` is then around."""
+    """Whether a model was loaded with its adapter, so that no `PeftModel` wraps it."""
     return not isinstance(model, PeftModel) and getattr(model, "_hf_peft_config_loaded", False)
 
 

@@ -1,9 +1,9 @@
-"""Plain text in the typography of WikiText-103 (Merity et al. 2016), which the paper trains on.
+"""Rewrites plain text in the typography of WikiText-103 (Merity et al. 2016), on which the paper trains.
 
     python -m modeling_magnet.training.wikitext_style --input wiki/*.parquet --keep title --output wikitext-style.jsonl
 
 Moses tokens with spaces between them, `@-@`, `@,@` and `@.@` inside words and numbers, `<unk>` for
-words that the input has fewer than three times (`--rare`). Needs `pip install -e ".[paraphrase]"` (sacremoses).
+words that occur fewer than three times in the input (`--rare`). Needs `pip install -e ".[paraphrase]"` (sacremoses).
 """
 
 import json
@@ -43,13 +43,13 @@ def convert(
     """Rows with their text in WikiText-103's form.
 
     Args:
-        rows: with a text each.
-        column: which column that is.
-        rare: a word that all of them hold less often is `<unk>`.
+        rows: each with a text.
+        column: of the text.
+        rare: a word that occurs less often in all rows becomes `<unk>`.
         progress: show a bar.
 
     Yields:
-        The rows, in order, other columns as they are.
+        The rows, in order, with other columns unchanged.
     """
     moses = MosesTokenizer("en")
     tokenized = [
@@ -71,7 +71,7 @@ def main(command_line: list[str] | None = None) -> None:
     )
     parser.add_argument("--input", nargs="+", required=True, help=".txt, .jsonl, .parquet")
     parser.add_argument("--column", default="text", help="column that holds the text")
-    parser.add_argument("--keep", nargs="*", default=[], help="columns to keep beside it")
+    parser.add_argument("--keep", nargs="*", default=[], help="other columns to keep")
     parser.add_argument("--rare", type=int, default=3, help="a word occurring less often is <unk>")
     parser.add_argument("--limit", type=int, help="only the first rows")
     parser.add_argument("--output", type=Path, required=True, help=".jsonl to write")

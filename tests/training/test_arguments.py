@@ -135,8 +135,8 @@ def test_max_steps_scales_the_phases(tmp_path, steps, phases):
         ({"objective_schedule": [{"steps": 0, "mntp": 1}]}, "steps"),
         ({"objective_schedule": [{"steps": 3, "mtnp": 1}]}, "mtnp"),
         ({"objective_schedule": [{"steps": 3, "mntp": -1}]}, "0 or more"),
-        ({"objective_schedule": [{"steps": 3, "mntp": 0}]}, "one is not 0"),
-        ({"auto_find_batch_size": True}, "depends on the batch size"),
+        ({"objective_schedule": [{"steps": 3, "mntp": 0}]}, "at least one above 0"),
+        ({"auto_find_batch_size": True}, "the batch size decides"),
         ({"train_sampling_strategy": "random"}, "the run's order"),
         ({"logging_nan_inf_filter": True}, "stops the run"),
         ({"hub_strategy": "every_save"}, "uploaded once"),
@@ -153,16 +153,16 @@ def test_bad_arguments(tmp_path, arguments, message):
     ("arguments", "message"),
     [
         ({"pair_columns": []}, "pair_columns"),
-        ({"score_column": "s", "pair_columns": ["a", "b", "c"]}, "two texts have a score"),
+        ({"score_column": "s", "pair_columns": ["a", "b", "c"]}, "is of two texts: give two"),
         ({"mask_fraction": 1.2}, "mask_fraction is 1.2"),
         ({"block_length": 0}, "block_length is 0"),
         ({"max_span_length": 2}, "must not be shorter"),
-        ({"label_column": "l"}, r"one text has a class \(l\)"),
+        ({"label_column": "l"}, r"a class \(l\) is of one text"),
         (
             {"label_column": "l", "group_column": "g", "pair_columns": ["a"]},
-            "leave group_column out",
+            "leave out group_column",
         ),
-        ({"vector_columns": ["v"]}, "give one of vectors for each of texts"),
+        ({"vector_columns": ["v"]}, "give one column of vectors per column of texts"),
     ],
 )
 def test_bad_data_arguments(arguments, message):
@@ -186,7 +186,7 @@ def test_bad_data_arguments(arguments, message):
         ({"pairs_per_block": 0}, "set pairs, pairs_per_block"),
         ({"text": []}, "set text"),
         ({"pair_columns": ["sentence"]}, "dropout"),
-        ({"score_column": "score"}, "sscl has a weight, and score_column is score"),
+        ({"score_column": "score"}, "sscl has a weight, but score_column is score"),
         ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, "score_column is None: cosent works"),
         (
             {"label_column": "label", "pair_columns": ["sentence"]},
@@ -203,7 +203,10 @@ def test_bad_data_arguments(arguments, message):
             },
             "set projection_head: false",
         ),
-        ({"guide_margin": 0.1}, "guide_margin is 0.1: it is for sscl on pairs with a guide's"),
+        (
+            {"guide_margin": 0.1},
+            "guide_margin is 0.1, but works only for sscl on pairs with a guide's",
+        ),
         ({"objective_schedule": [{"steps": 1, "distil": 1}]}, "vector_columns is empty: name the"),
         (
             {
@@ -212,7 +215,7 @@ def test_bad_data_arguments(arguments, message):
                 "objective_schedule": [{"steps": 1, "distil": 1, "sscl": 1}],
                 "projection_head": False,
             },
-            "works on two texts",
+            "sscl needs two columns",
         ),
         (
             {"vector_columns": ["sentence_vector", "paraphrase_vector"]},

@@ -102,7 +102,7 @@ def test_two_tables_of_the_same_name_are_refused(table, tmp_path):
     [
         ("a\tb\n1\t2\n", "has no rows with score, sentence1, sentence2"),
         ("score\tsentence1\tsentence2\n", "has no rows with score"),
-        ("score\tsentence1\tsentence2\nhigh\ta\tb\n", "a score that is no number"),
+        ("score\tsentence1\tsentence2\nhigh\ta\tb\n", "a score that is not a number"),
         ("score\tsentence1\tsentence2\n1\ta\tb\n1\tc\td\n", r"all scores of .* are 1.0"),
         ("score\tsentence1\tsentence2\n1\ta\tb\nnan\tc\td\n", "NaN or infinity"),
         ("score\tsentence1\tsentence2\n1\ta\tb\n2\tc\n", "line 3, lacks a sentence"),

@@ -163,7 +163,9 @@ def test_a_model_s_own_adapter_is_trained_on(tmp_path):
     vectors = second.model.eval().encode(SENTENCES)
     np.testing.assert_allclose(two.encode(SENTENCES), vectors, atol=1e-5)
     assert abs(vectors - one.encode(SENTENCES)).max() > 0.01
-    with pytest.raises(ValueError, match="leave out peft_config to train that one on, or merge it"):
+    with pytest.raises(
+        ValueError, match="leave out peft_config to train that adapter further, or merge it"
+    ):
         MagnetTrainer(one, config(tmp_path), train_dataset=TRIPLETS, peft_config=LORA)
 
 
@@ -428,7 +430,10 @@ CLASSES = Dataset.from_dict(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (CLASSES, r"premise \(string\).*label \(ClassLabel\), which fit no objective: give `text`"),
+        (
+            CLASSES,
+            r"premise \(string\).*label \(ClassLabel\), which fit no objective: give one of these. `text`",
+        ),
         (Dataset.from_dict({"tokens": [[1]]}), r"tokens \(list of int64\), which fit no obj"),
         (
             TAUGHT_PAIRS.remove_columns("anchor_vector"),
@@ -436,7 +441,7 @@ CLASSES = Dataset.from_dict(
         ),
         (
             changed(TAUGHT, "vector", 2, [1.0, 2.0]),
-            "vector in row 2 of train_dataset has 2 numbers, those before have 7: .* one teacher",
+            "vector in row 2 of train_dataset has 2 numbers, but earlier ones have 7: .* one teacher",
         ),
         (changed(TAUGHT, "vector", 1, [float("nan")] * 7), "in row 1 of train_dataset holds NaN"),
         (changed(TAUGHT, "vector", 1, [0.0] * 7), "in row 1 of train_dataset is all zeros"),
@@ -450,7 +455,7 @@ CLASSES = Dataset.from_dict(
         (TRIPLETS.rename_column("anchor", "doc_id"), "doc_id .*fit no objective"),
         ({"a": TEXT, "b": TEXT}, "train_dataset has two datasets of text"),
         ({"a": TRIPLETS, "b": SCORED}, "two datasets of pairs"),
-        ({}, "train_dataset holds no dataset: give `text`"),
+        ({}, "train_dataset holds no dataset: give one of these. `text`"),
         (
             changed(TRIPLETS, "negative_2", 3, TRIPLETS["positive"][3]),
             "row 3 of train_dataset: negative_2 is the same as positive .*dataset.filter",
@@ -470,18 +475,18 @@ def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, mess
     [
         ({"train_dataset": [{"text": "a"}]}, TypeError, "train_dataset is list: give a datasets"),
         ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is Linear: give a folder, a Hub id"),
-        ({"objective_schedule": [{"steps": 1, "mntp": 1}]}, ValueError, "mntp has a weight, and"),
+        ({"objective_schedule": [{"steps": 1, "mntp": 1}]}, ValueError, "mntp has a weight, but"),
         ({"objective_schedule": [{"steps": 1, "cosent": 1}]}, ValueError, "cosent .*only pairs"),
         ({"objective_schedule": [{"steps": 1, "distil": 1}]}, ValueError, "distil .*only pairs"),
         (
             {"guide_margin": 0.1},
             ValueError,
-            "guide_margin is 0.1, and train_dataset has no pairs with",
+            "guide_margin is 0.1, but train_dataset has no pairs with",
         ),
         (
             {"train_dataset": TAUGHT, "per_device_train_batch_size": 2},
             ValueError,
-            "a batch has 2 texts, and distil learns nothing from that",
+            "a batch has 2 texts, but distil learns nothing from that",
         ),
         (
             {
@@ -489,27 +494,27 @@ def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, mess
                 "per_device_train_batch_size": 1,
             },
             ValueError,
-            "a batch has 1 positives and negatives, and sscl learns nothing .* give 2 or more",
+            "a batch has 1 positives and negatives, but sscl learns nothing .* give 2 or more",
         ),
         (
             {"train_dataset": SCORED, "per_device_train_batch_size": 1},
             ValueError,
-            "a batch has 1 pairs, and cosent learns nothing",
+            "a batch has 1 pairs, but cosent learns nothing",
         ),
         (
             {"train_dataset": CLASSED, "per_device_train_batch_size": 2},
             ValueError,
-            "a batch has 2 texts, and supcon learns nothing",
+            "a batch has 2 texts, but supcon learns nothing",
         ),
         (
             {"train_dataset": changed(CLASSED, "label", slice(None), ["cat"] * 10)},
             ValueError,
-            "all 10 rows have the same class, and supcon",
+            "all 10 rows have the same class, but supcon",
         ),
         (
             {"train_dataset": changed(SCORED, "score", slice(None), [0.5] * 10)},
             ValueError,
-            "all 10 rows have the same score, and cosent",
+            "all 10 rows have the same score, but cosent",
         ),
         ({"guide_margin": float("nan")}, ValueError, "guide_margin is nan: give 0 or more"),
         ({"guide_margin": -0.1}, ValueError, "guide_margin is -0.1: give 0 or more"),
@@ -520,7 +525,7 @@ def test_data_that_cannot_be_used_is_refused_before_a_model_is_loaded(data, mess
                 "objective_schedule": [{"steps": 1, "distil": 1}],
             },
             ValueError,
-            "guide_margin is 0.1, and sscl, .*, has no weight",
+            "guide_margin is 0.1, but .* sscl, which has no weight",
         ),
         ({"matryoshka_dims": 8}, TypeError, "matryoshka_dims is 8: give a list"),
         ({"matryoshka_layers": [True]}, TypeError, "a number of matryoshka_layers is True"),

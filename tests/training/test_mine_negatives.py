@@ -141,8 +141,8 @@ def test_what_cannot_be_mined(asked, tmp_path, capsys, monkeypatch):
         (["--limit", "-1"], "must be 1 or more"),
         (["--range_max", "1"], "give a range from 0 on that holds num_negatives (2)"),
         (["--range_min", "-1"], "give a range from 0 on"),
-        (["--columns", "answer", "answer"], "a query and its answer are two"),
-        (["--cross_encoder", "x"], "decides with one of max_score"),
+        (["--columns", "answer", "answer"], "give two different columns"),
+        (["--cross_encoder", "x"], "needs a threshold: give one of max_score"),
     ):
         with pytest.raises(SystemExit):
             parse(asked("x.jsonl", *more))

@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_to_the_same_file(run, tmp_path):
     assert 5 <= len(kept) < 27 and not Path(killed[3]).exists()
 
     with pytest.raises(
-        ValueError, match="was made with top_k 20, seed 42: give the same, or delete"
+        ValueError, match="was made with top_k 20, seed 42: give the same options, or delete"
     ):
         make_pairs(parse([*killed, "--top_k", "5", "--seed", "1"]))
     with pytest.raises(ValueError, match="was made with sentences [0-9a-f]+: give the same"):
@@ -294,6 +294,6 @@ def test_a_tokenizer_that_cannot_be_read_says_what_to_install(run, monkeypatch):
 
     monkeypatch.setattr(paraphrase.AutoTokenizer, "from_pretrained", fails)
     with pytest.raises(
-        ValueError, match="t5 could not be read; .* pip install sentencepiece protobuf"
+        ValueError, match="t5 could not be loaded; .* pip install sentencepiece protobuf"
     ):
         make_pairs(parse(run()))

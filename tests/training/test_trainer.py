@@ -95,7 +95,7 @@ def test_a_run_of_another_architecture(run, corpus, architecture):
     [
         (
             {"block_length": 60},
-            "block_length is 60, the model's max_length .*48: lower block_length",
+            "block_length is 60, but the model's max_length .*48: lower block_length",
         ),
         ({"pair_length": 60}, "pair_length is 60"),
     ],
@@ -325,7 +325,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(run):
     weight = next(p for n, p in trainer.model.named_parameters() if "lora_A" in n)
     weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(
-        FloatingPointError, match="norm is (nan|inf) at step 1, the loss was finite"
+        FloatingPointError, match="norm is (nan|inf) at step 1, although the loss was finite"
     ):
         trainer.train()
 
@@ -483,11 +483,11 @@ def test_a_run_goes_on_from_another_run_s_adapter(run, corpus):
 def test_an_adapter_that_does_not_fit_is_refused(run, corpus):
     train(run(output_dir=str(corpus / "first")))
     adapter = str(corpus / "first" / "adapter")
-    with pytest.raises(ValueError, match="has r 4, this run 2: give the same"):
+    with pytest.raises(ValueError, match="has r 4, this run has 2: give the same"):
         make_trainer(run(adapter=adapter, lora_r=2))
     with pytest.raises(ValueError, match="Can't find 'adapter_config.json'"):
         make_trainer(run(adapter=str(corpus / "second")))
-    with pytest.raises(ValueError, match="adapter is .*, and lora_r is 0"):
+    with pytest.raises(ValueError, match="adapter is .*, but lora_r is 0"):
         train(run(adapter=adapter, lora_r=0, output_dir=str(corpus / "whole")))
     assert not (corpus / "whole").exists()
 
@@ -585,5 +585,5 @@ def test_a_run_notes_the_longest_text_that_it_trained_on(run, corpus):
 def test_several_gpus_in_one_process_are_refused(run, monkeypatch):
     arguments = run()
     monkeypatch.setattr(type(arguments[2]), "n_gpu", property(lambda self: 2))
-    with pytest.raises(ValueError, match="start one process a GPU"):
+    with pytest.raises(ValueError, match="start one process per GPU"):
         trainer_for(arguments)
