@@ -62,7 +62,7 @@ def names(folder: Path) -> set[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files, but for what lies aside."""
+    """All files except temporary ones."""
     return {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
 
 
