@@ -180,19 +180,11 @@ def measure_part(setup: Setup) -> dict[str, Any]:
             before, behind = (list(ids) for ids in zip(*whole[:batch], strict=True))
             job = {"before": before, "behind": behind, "length": length}
             again = job | {"length": slow, "gap": length}
-            comparisons.append(
-                Comparison(
-                    f"batch {batch}",
-                    {
-                        "infill": calls("infill", **job),
-                        "generate": calls("generate", **job),
-                        "uncached": calls("uncached", **again),
-                        "masked": calls("masked", **again),
-                    },
-                    check=same_tokens if setup.dtype == "float32" else None,  # bf16 has ties
-                    warm=[partial(run, way="infill", **(job | {"length": 2}))],
-                )
-            )
+            runs = {way: calls(way, **job) for way in ("infill", "generate")}
+            runs |= {way: calls(way, **again) for way in ("uncached", "masked")}
+            check = same_tokens if setup.dtype == "float32" else None  # bf16 has ties
+            warm = [partial(run, way="infill", **(job | {"length": 2}))]
+            comparisons.append(Comparison(f"batch {batch}", runs, check, warm))
         before, behind = ([ids] for ids in whole[0])
         job = {"before": before, "behind": behind, "length": length}
         two_sides = [[*parts[0], *parts[1]], [i for part in parts[2:] for i in part]]

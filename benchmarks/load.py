@@ -136,14 +136,12 @@ def soak(server: Server, requests, wanted, clients: int, seconds: float) -> dict
                 elif answer.status_code == 429:
                     time.sleep(float(answer.headers["retry-after"]))
 
-    threads = [threading.Thread(target=client, args=[seed]) for seed in range(clients)]
-    for thread in threads:
-        thread.start()
-    while time.monotonic() < end:
-        time.sleep(seconds / 10)
-        memory.append(server.mib)
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        asked = pool.map(client, range(clients))
+        while time.monotonic() < end:
+            time.sleep(seconds / 10)
+            memory.append(server.mib)
+        list(asked)  # raises what a client has raised
     return {
         "statuses": dict(sorted(statuses.items())),
         "different": len(different),

@@ -169,24 +169,18 @@ def collate(inner, blocks, pairs) -> list[Batch]:
 
 
 def measure_part(setup: Setup) -> dict[str, Any]:
-    """All of training: `timings`, `tokens` (of the blocks and of the sentences of a step), `left out`."""
+    """All of training: `timings`, `tokens` of a step's blocks, `left out`."""
     sizes = setup.sizes
     blocks = _blocks(setup, sizes.rounds)
     drawn = read_pairs(sizes.pairs * sizes.rounds)
     pairs = [drawn[n :: sizes.rounds] for n in range(sizes.rounds)]
     found: dict[str, Any] = {"left out": {}}
-    places = {
-        "Magnet": "benchmarks.train:magnet",
-        "straightforward": "benchmarks.train:straightforward",
-    }
+    places = {way: f"benchmarks.train:{way.lower()}" for way in ("Magnet", "straightforward")}
     blocks, pairs = [*blocks, blocks[0][:1]], [*pairs, pairs[0][:2]]
     with setup.ways(places, blocks=blocks, pairs=pairs) as ways:
         comparison = _comparison("step", ways, sizes.rounds, same_figure("loss", setup.tolerance))
         found["timings"] = measure([comparison], setup.bar)
-    found["tokens"] = {
-        "step": sizes.blocks * sizes.block_length,
-        "mntp": sizes.blocks * sizes.block_length,
-    }
+    found["tokens"] = sizes.blocks * sizes.block_length
     if setup.llm2vec is None:
         found["left out"]["llm2vec"] = setup.why_no_llm2vec
         return found
@@ -254,7 +248,7 @@ def rows(found: dict[str, Any], sizes: Sizes) -> list[Row]:
         row = Row.compared(f"{label}: seconds (tokens/s); {other}", timings[name], ways, aim=aim)
         if row.value is not None:
             spent = [sum(given["seconds"] for given in timings[name][way]) for way in ways]
-            count = found["tokens"][name] * sizes.rounds
+            count = found["tokens"] * sizes.rounds
             row.ours, row.other = (
                 f"{shown} ({count / seconds:.0f})"
                 for shown, seconds in zip((row.ours, row.other), spent, strict=True)

@@ -108,15 +108,14 @@ class MagnetModel:
 
     def encode(self, sentences: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """See `Model`. The default prompt is the checkpoint's."""
-        reading = {"prompt": prompt, "truncation": True, **_reading(sentences)}
-        return self.language_model.encode(_not_one_string(sentences), **reading)
+        texts = _not_one_string(sentences)
+        return self.language_model.encode(texts, prompt=prompt, truncation=True)
 
     def encode_words(
         self, sentences: Sequence[Sequence[str]], states: States = "both"
     ) -> list[np.ndarray]:
         """See `Model`."""
-        reading = {"states": states, **_reading(sentences)}
-        return self.language_model.encode_words(_not_one_string(sentences), **reading)
+        return self.language_model.encode_words(_not_one_string(sentences), states=states)
 
 
 class SentenceTransformersModel:
@@ -140,7 +139,10 @@ class SentenceTransformersModel:
         if limit := self.encoder.max_seq_length:
             cut = sum(self._length(text, prompt) > limit for text in texts)
             _warn_of_cuts(cut, len(texts), limit)
-        vectors = self.encoder.encode(texts, prompt=prompt, **_reading(texts))
+        bar = len(texts) > FEW_BATCHES * BATCH_SIZE
+        vectors = self.encoder.encode(
+            texts, prompt=prompt, batch_size=BATCH_SIZE, show_progress_bar=bar
+        )
         return vectors.astype(np.float32).reshape(-1, self.encoder.get_embedding_dimension())
 
     def encode_words(
@@ -311,11 +313,6 @@ def _not_one_string(sentences: Any) -> Any:
     if isinstance(sentences, str):
         raise TypeError(f"got the string {sentences!r}: give a sequence, [...] around it")
     return sentences
-
-
-def _reading(sentences: Sequence) -> dict[str, Any]:
-    bar = len(sentences) > FEW_BATCHES * BATCH_SIZE
-    return {"batch_size": BATCH_SIZE, "show_progress_bar": bar}
 
 
 def _warn_of_cuts(count: int, texts: int, limit: int) -> None:

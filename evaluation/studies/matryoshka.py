@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from evaluation.common.figures import Figure, table
 from evaluation.common.texts import read_columns
 from evaluation.common.writing import markdown, write_json, write_text
 from evaluation.models import load_language_model
 from evaluation.report import draw_lines
-from evaluation.tasks.sentences import spearman_interval
 
 COLUMNS = ("sentence1", "sentence2", "score")
 PROMPT = "STS"
@@ -63,8 +61,7 @@ def measure(
 def _spearman(vectors: np.ndarray, scores: Sequence[float], seed: int) -> Figure:
     one, two = np.split(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 2)
     cosines = (one * two).sum(axis=1)
-    low, high = spearman_interval(cosines, scores, seed)
-    return Figure(spearmanr(cosines, scores).statistic, low, high, len(scores)).scaled(100)
+    return Figure.of_correlation(cosines, scores, seed).scaled(100)
 
 
 def write(

@@ -15,18 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from evaluation.common.figures import RESAMPLES, Figure, ratio_interval
+from evaluation.common.figures import Figure
 from evaluation.common.texts import read_columns
 from evaluation.data import CLUSTERING, STS, check_unique, drawn, require
 from evaluation.models import Model
 
 HIGHEST_SCORE = 5  # of similarity, as in all of `STS`
-BLOCKS = 20  # of a bootstrap's draws, which need memory
 
 
 def measure_sts(
@@ -39,7 +36,7 @@ def measure_sts(
     """Spearman correlation of cosine similarity with human scores, in percent (Table 2).
 
     The value is mteb's `cosine_spearman` over all pairs of a source, its interval that of
-    `spearman_interval`.
+    `Figure.of_correlation`.
 
     Args:
         sources: names of mteb's tasks, such as those of `evaluation.data.STS`, and `.tsv` files.
@@ -67,9 +64,9 @@ def measure_sts(
             )
             pairs = json.loads((Path(folder) / task.prediction_file_name).read_text("utf-8"))
         similarities, truth = pairs[subset][split]["cosine_scores"], task.dataset[split]["score"]
-        low, high = spearman_interval(similarities, truth, seed)
         value = float(scores[subset]["cosine_spearman"])
-        figures[name] = Figure(value, low, high, len(truth)).scaled(100)
+        figure = Figure.of_correlation(similarities, truth, seed)._replace(value=value)
+        figures[name] = figure.scaled(100)
     return figures
 
 
@@ -117,7 +114,7 @@ def measure_clustering(
         if source.endswith(".tsv"):  # whose labels have one level
             low, high = np.quantile(sets["Level 0"], [0.025, 0.975]).tolist()
         else:
-            low, high = ratio_interval(sets, seed=seed)
+            _, low, high, _ = Figure.of_ratio(sets, seed=seed)
         figures[name] = Figure(float(found["v_measure"]), low, high, encoder.count).scaled(100)
     return figures
 
@@ -155,26 +152,6 @@ def check_clustering(sources: Sequence[str]) -> None:
     require("mteb")
     for source, _ in _named(sources):
         _clustering_task(source)
-
-
-def spearman_interval(one: ArrayLike, two: ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of Spearman's rank correlation of pairs, NaN where a side is constant.
-
-    Pairs are drawn again, and ranked anew.
-    """
-    columns = np.asarray(one), np.asarray(two)
-    count = len(columns[0])
-    generator, found = np.random.default_rng(seed), []
-    for _ in range(BLOCKS):
-        draws = generator.integers(count, size=(RESAMPLES // BLOCKS, count))
-        a, b = (rankdata(column[draws], axis=1) - (count + 1) / 2 for column in columns)  # mean 0
-        scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))  # (draws,)
-        found.append((a * b).sum(axis=1)[scale > 0] / scale[scale > 0])  # a constant draw has none
-    correlations = np.concatenate(found)
-    if not len(correlations):
-        return np.nan, np.nan
-    low, high = np.quantile(correlations, [0.025, 0.975]).tolist()
-    return low, high
 
 
 class _Encoder:

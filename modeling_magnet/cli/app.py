@@ -202,7 +202,7 @@ def encode(
     if encoder.cut:
         typer.echo(f"texts cut to {encoder.limit} tokens: {encoder.cut}", err=True)
     typer.echo(f"rows encoded: {done}", err=True)
-    _end(done, skipped, strict)
+    _end(skipped, strict)
 
 
 @app.command(cls=Command)
@@ -287,16 +287,11 @@ def infill(
     if gap is not None and stream:
         texts.stream_infill(loaded, gap, arguments)
         return
-    skipped = Skipped() if input else Refused()
-    if input is None:
-        rows = iter([Row(0, "the text", 1, record)])
-    else:
-        rows = read_rows([input], gaps.RECORD_COLUMNS)
+    given_rows = read_rows([input], gaps.RECORD_COLUMNS) if input else [Row(0, "", 1, record)]
+    rows, skipped = iter(given_rows), Skipped() if input else Refused()
     with _lines(output) as file:
-        done = texts.infill_rows(
-            loaded, rows, blank, span_length, batch_size, arguments, file, skipped
-        )
-    _end(done, skipped, strict)
+        texts.infill_rows(loaded, rows, blank, span_length, batch_size, arguments, file, skipped)
+    _end(skipped, strict)
 
 
 @app.command(cls=Command)
@@ -371,10 +366,10 @@ def generate(
             texts.stream_generate(loaded, prompt, arguments)
             return
         skipped = Skipped() if input else Refused()
-        rows = read_texts([input], column) if input else iter([Row(0, "the prompt", 1, prompt)])
+        rows = read_texts([input], column) if input else iter([Row(0, "", 1, prompt)])
         with _lines(output) as file:
-            done = texts.generate_rows(loaded, rows, batch_size, arguments, file, skipped)
-    _end(done, skipped, strict)
+            texts.generate_rows(loaded, rows, batch_size, arguments, file, skipped)
+    _end(skipped, strict)
 
 
 @app.command(cls=Command)
@@ -513,7 +508,7 @@ def _lines(output: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def _end(done: int, skipped: Skipped, strict: bool) -> None:
+def _end(skipped: Skipped, strict: bool) -> None:
     if skipped.count:
         typer.echo(f"rows skipped: {skipped.count}", err=True)
     if skipped.count and strict:

@@ -44,7 +44,7 @@ def infill_rows(
     arguments: dict[str, Any],
     file: BinaryIO,
     skipped: Skipped,
-) -> int:
+) -> None:
     """Fill the blanks of records and write a line a record and sample.
 
     Args:
@@ -55,11 +55,8 @@ def infill_rows(
         file: receives each line as soon as it is ready.
         skipped: gets the records that cannot be filled.
 
-    Returns:
-        How many records were filled.
-
     Raises:
-        ValueError: none could be.
+        ValueError: none could be filled.
     """
     done = 0
 
@@ -80,7 +77,6 @@ def infill_rows(
                     _write(file, content, sample, arguments)
                 done += 1
     skipped.require_some(done)
-    return done
 
 
 def generate_rows(
@@ -90,10 +86,10 @@ def generate_rows(
     arguments: dict[str, Any],
     file: BinaryIO,
     skipped: Skipped,
-) -> int:
+) -> None:
     """Continue prompts and write a line a prompt and sample.
 
-    Args, returns, raises: as in `infill_rows`, of rows with a prompt as value.
+    Args, raises: as in `infill_rows`, of rows with a prompt as value.
     """
     done = 0
 
@@ -114,7 +110,6 @@ def generate_rows(
                 _write(file, {**content, "text": row.value + text}, sample, arguments)
             done += 1
     skipped.require_some(done)
-    return done
 
 
 def prompt_ids(model: Any, prompt: str) -> list[int]:

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import v_measure_score
 
+from evaluation.common.figures import Figure
 from evaluation.models import load_model
 from evaluation.tasks.sentences import (
     check_clustering,
@@ -19,7 +20,6 @@ from evaluation.tasks.sentences import (
     measure_clustering,
     measure_sts,
     prompt_of,
-    spearman_interval,
 )
 
 
@@ -116,10 +116,10 @@ def test_the_interval_is_that_of_ranking_every_draw_anew():
     two = np.round(one + generator.normal(size=30))  # with ties
     draws = np.random.default_rng(7).integers(30, size=(2000, 30))
     expected = np.quantile([spearmanr(one[d], two[d]).statistic for d in draws], [0.025, 0.975])
-    np.testing.assert_allclose(spearman_interval(one, two, seed=7), expected, atol=1e-12)
-    assert spearman_interval(one, one) == pytest.approx((1, 1))
-    assert np.isnan(spearman_interval(one, np.ones(30))).all()
-    few = spearman_interval([1, 2, 3], [1, 3, 2])  # some draws are one pair thrice
+    np.testing.assert_allclose(Figure.of_correlation(one, two, seed=7)[1:3], expected, atol=1e-12)
+    assert Figure.of_correlation(one, one)[1:3] == pytest.approx((1, 1))
+    assert np.isnan(Figure.of_correlation(one, np.ones(30))[:3]).all()
+    few = Figure.of_correlation([1, 2, 3], [1, 3, 2])[1:3]  # some draws are one pair thrice
     assert few[0] == pytest.approx(-1) and few[1] == pytest.approx(1)
 
 
