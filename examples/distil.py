@@ -30,6 +30,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=1, help="blocks, with 48 sentences each")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--bf16", action="store_true", help="faster on a GPU or a CPU with AMX")
     parser.add_argument("--count", type=int, default=20, help="held-out paragraphs to measure on")
     parser.add_argument("--output", type=Path, default=Path("outputs/distilled"))
     options = parser.parse_args(command_line)

@@ -32,6 +32,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=1, help="blocks, with 16 triplets each")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--bf16", action="store_true", help="faster on a GPU or a CPU with AMX")
     parser.add_argument("--count", type=int, default=20, help="held-out paragraphs to measure on")
     parser.add_argument("--output", type=Path, default=Path("outputs/fine-tuned"))
     options = parser.parse_args(command_line)
@@ -62,7 +63,7 @@ def tune(
         model: of `load_magnet`.
         labels: what the sentence vectors are trained on.
         weights: of the objectives on these, beside 1 for those on text; without text they are 1 too.
-        options: `steps`, `batch_size`, `learning_rate`, `count` and `output`.
+        options: `steps`, `batch_size`, `learning_rate`, `bf16`, `count` and `output`.
         text: whether the text objectives are trained in the same steps.
         pairs_per_block: rows of `labels` for each block of text.
         settings: further ones of `MagnetConfig`.
@@ -84,6 +85,7 @@ def tune(
             pairs_per_block=pairs_per_block,
             per_device_train_batch_size=options.batch_size * rows,
             learning_rate=options.learning_rate,
+            bf16=options.bf16,
             temperature=0.05,
             logging_steps=10,
             save_strategy="no",
