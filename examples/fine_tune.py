@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from modeling_magnet import load_magnet
@@ -86,6 +87,7 @@ def tune(
             per_device_train_batch_size=options.batch_size * rows,
             learning_rate=options.learning_rate,
             bf16=options.bf16,
+            use_cpu=not torch.cuda.is_available(),
             temperature=0.05,
             logging_steps=10,
             save_strategy="no",

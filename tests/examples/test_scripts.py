@@ -140,7 +140,7 @@ def test_fine_tune(tmp_path, capsys):
         "1",
     ]
     output = tmp_path / "out"
-    fine_tune.main([*common, "--triplets", str(triplets), "--output", str(output)])
+    fine_tune.main([*common, "--bf16", "--triplets", str(triplets), "--output", str(output)])
     printed = capsys.readouterr().out
     figures = printed_table(printed)
     assert "sentence similarity, Spearman x 100" in figures and len(figures) == 5
