@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from .serve import answer
-
 ROOT = Path(__file__).parents[1]
 
 Answer = dict[str, Any]
@@ -101,10 +99,7 @@ class Here:
 
     def __call__(self, vectors: bool = False, **job: Any) -> Answer:
         """Run a job, as `Worker` does."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/vectors.npy" if vectors else None
-            found = answer(self._run, job, path) | ({"vectors": np.load(path)} if path else {})
-            return {name: value for name, value in found.items() if name != "peak_mib"}
+        return dict(self._run(**job))
 
     def close(self) -> None:
         """Let go of the model."""

@@ -287,10 +287,11 @@ def infill(
     if gap is not None and stream:
         texts.stream_infill(loaded, gap, arguments)
         return
-    given_rows = read_rows([input], gaps.RECORD_COLUMNS) if input else [Row(0, "", 1, record)]
-    rows, skipped = iter(given_rows), Skipped() if input else Refused()
+    rows = read_rows([input], gaps.RECORD_COLUMNS) if input else iter([Row(0, "", 1, record)])
+    skipped = Skipped() if input else Refused()
+    found = skipped.read(rows, lambda row: gaps.gap_of(row, blank, span_length))
     with _lines(output) as file:
-        texts.infill_rows(loaded, rows, blank, span_length, batch_size, arguments, file, skipped)
+        texts.infill_rows(loaded, found, batch_size, arguments, file, skipped)
     _end(skipped, strict)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TextStreamer, set_seed
 
 from ..tokenizing import TextTokenizer
-from .gaps import Gap, gap_of
+from .gaps import Gap
 from .reading import Row, batches
 from .writing import Skipped, json_line
 
@@ -37,9 +38,7 @@ def sampling(
 
 def infill_rows(
     model: Any,
-    rows: Iterator[Row],
-    blank: str,
-    span_length: int | None,
+    gaps: Iterator[tuple[Row, Gap]],
     batch_size: int,
     arguments: dict[str, Any],
     file: BinaryIO,
@@ -48,8 +47,7 @@ def infill_rows(
     """Fill the blanks of records and write a line a record and sample.
 
     Args:
-        rows: with a record as value.
-        blank, span_length: as of `gap_of`.
+        gaps: of `Skipped.read`.
         batch_size: records that are decoded together.
         arguments: of `infill_blanks`.
         file: receives each line as soon as it is ready.
@@ -59,15 +57,7 @@ def infill_rows(
         ValueError: none could be filled.
     """
     done = 0
-
-    def gaps() -> Iterator[tuple[Row, Gap]]:
-        for row in skipped.filter(rows):
-            try:
-                yield row, gap_of(row.value, blank, span_length)
-            except ValueError as error:
-                skipped.add(row, str(error))
-
-    for batch in batches(gaps(), batch_size):
+    for batch in batches(gaps, batch_size):
         for _, group in groupby(batch, key=_together):
             for (row, gap), filled in _infill_together(model, list(group), arguments, skipped):
                 samples = filled if "num_return_sequences" in arguments else [[m] for m in filled]
@@ -87,20 +77,9 @@ def generate_rows(
     file: BinaryIO,
     skipped: Skipped,
 ) -> None:
-    """Continue prompts and write a line a prompt and sample.
-
-    Args, raises: as in `infill_rows`, of rows with a prompt as value.
-    """
+    """Continue prompts and write a line a prompt and sample; the arguments are as in `infill_rows`."""
     done = 0
-
-    def prompts() -> Iterator[tuple[Row, list[int]]]:
-        for row in skipped.filter(rows):
-            try:
-                yield row, prompt_ids(model, row.value)
-            except ValueError as error:
-                skipped.add(row, str(error))
-
-    for batch in batches(prompts(), batch_size):
+    for batch in batches(skipped.read(rows, partial(prompt_ids, model)), batch_size):
         samples = continuations(model, [token_ids for _, token_ids in batch], arguments)
         for (row, _), written in zip(batch, samples, strict=True):
             decoder = decoder_after(model, row.value)

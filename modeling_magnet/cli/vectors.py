@@ -148,7 +148,7 @@ def encode_to_shards(
     path.mkdir(parents=True, exist_ok=True)
     with folder_lock(path):
         settings = {**encoder.identity(), "format": format, "shard_size": shard_size}
-        folder = ShardFolder(path, format, encoder.encoding.keep_text, settings, identify(inputs))
+        folder = ShardFolder(path, settings, identify(inputs))
         try:
             if not folder.manifest["complete"]:
                 _encode_shards(encoder, inputs, folder, shard_size)

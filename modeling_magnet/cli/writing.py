@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -134,8 +134,7 @@ class Skipped:
 
     def __init__(self, path: Path | None = None, keep: int = 0):
         self.path = path
-        self.count = keep
-        self.reported = 0
+        self.count = self.earlier = keep
         if path is not None and path.exists():
             with open(path, "r+b", opener=_no_link) as file:
                 for _ in range(keep):
@@ -152,13 +151,23 @@ class Skipped:
             else:
                 self.add(row, row.fault)
 
+    def read(
+        self, rows: Iterable[Row], function: Callable[[Any], Any]
+    ) -> Iterator[tuple[Row, Any]]:
+        """Each row and what a function makes of its value; where that raises a ValueError, it is skipped."""
+        for row in self.filter(rows):
+            try:
+                yield row, function(row.value)
+            except ValueError as error:
+                self.add(row, str(error))
+
     def add(self, row: Row, fault: str) -> None:
         """Report a row."""
         self.count += 1
-        self.reported += 1
-        if self.reported <= REPORTED:
+        reported = self.count - self.earlier
+        if reported <= REPORTED:
             tqdm.write(f"{row.file}, line {row.line} is skipped: {fault}", file=sys.stderr)
-        if self.reported == REPORTED:
+        if reported == REPORTED:
             tqdm.write("further skipped lines are counted only", file=sys.stderr)
         if self.path is not None:
             line = {"index": row.index, "file": row.file, "line": row.line, "fault": fault}
@@ -194,9 +203,7 @@ class ShardFolder:
 
     Args:
         path: the folder, which exists and which only this process writes to.
-        format: a key of `FORMATS`.
-        keep_text: whether shards hold the texts.
-        settings: what decides the vectors and how they are written.
+        settings: what decides the vectors and how they are written, `format` and `keep_text` among them.
         inputs: of `identify`.
 
     Raises:
@@ -204,15 +211,8 @@ class ShardFolder:
             or what it says of itself is damaged.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        format: str,
-        keep_text: bool,
-        settings: dict[str, Any],
-        inputs: list[list] | None,
-    ):
-        self.path, self.format, self.keep_text = path, format, keep_text
+    def __init__(self, path: Path, settings: dict[str, Any], inputs: list[list] | None):
+        self.path, self.settings = path, settings
         self.manifest: dict[str, Any] = {
             "magnet_version": __version__,
             "settings": settings,
@@ -238,9 +238,10 @@ class ShardFolder:
     @contextlib.contextmanager
     def shard(self) -> Iterator[RowsFile]:
         """The next shard, which counts once the block is left without an error."""
-        name = f"part-{len(self.manifest['shards']):05d}.{self.format}"
+        kind = self.settings["format"]
+        name = f"part-{len(self.manifest['shards']):05d}.{kind}"
         with whole_file(self.path / name) as file:
-            shard = FORMATS[self.format](file, self.keep_text)
+            shard = FORMATS[kind](file, self.settings["keep_text"])
             yield shard
             shard.close()
         entry = {"file": name, "rows": shard.rows, "next_index": shard.next_index}
