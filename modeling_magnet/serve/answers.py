@@ -1,4 +1,4 @@
-"""Answers in the formats of OpenAI and llama.cpp, whole and streamed."""
+"""Formats answers as OpenAI and llama.cpp do, whole and streamed."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The HTTP side: routes, and errors in OpenAI's format."""
+"""Serves the routes over HTTP, and formats errors as OpenAI does."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What the server checks before it reads a request: its size, its pace and its key."""
+"""Checks the size, the pace and the key of a request before it is read."""
 
 import asyncio
 import hmac
@@ -40,7 +40,7 @@ class Gate:
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Refuse, or hand on with the body read."""
+        """Refuse the request, or read its body and pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

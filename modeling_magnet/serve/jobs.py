@@ -1,4 +1,4 @@
-"""Jobs: a request is checked when it arrives, and runs in a batch with others of its kind."""
+"""Turns requests into jobs, which are checked on arrival and run in batches with others of their kind."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -110,7 +110,7 @@ class Writing(Job):
     """Write texts: `n` rows per input text, in order. `rows` holds each row's text and end."""
 
     rows: list[Row]
-    usual: int  # tokens to write where the request does not say
+    usual: int  # tokens to write if the request does not say
 
     def __init__(self, request: CompletionRequest):
         texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
@@ -121,8 +121,8 @@ class Writing(Job):
         lengths = [n for n in (request.max_tokens, request.span_length) if n is not None]
         self.most = min(lengths, default=self.usual)
         self.sampling = _sampling(request)
-        alone = None if request.seed is None else id(self)  # a seed is for one job
-        self.key = (type(self).__name__, alone, *self.sampling.items())
+        own_batch = None if request.seed is None else id(self)  # a seed is for one job
+        self.key = (type(self).__name__, own_batch, *self.sampling.items())
 
     def cancel(self) -> None:
         """End all rows now."""
@@ -169,7 +169,7 @@ class Writing(Job):
 class Continuation(Writing):
     """Continue texts."""
 
-    usual = 16  # as OpenAI has it
+    usual = 16  # OpenAI's default
 
     def prepare(self, model: Any) -> None:
         """Raise if a prompt has no tokens, or if there is no room for the continuation."""
@@ -197,7 +197,7 @@ class Continuation(Writing):
 
     @staticmethod
     def write(model: Any, jobs: Sequence["Continuation"]) -> None:
-        """As `generate` does."""
+        """Write with `generate`."""
         prompts = [prompt for job in jobs for prompt in job.prompts]
         rows = _watched(jobs, [row for job in jobs for row in job.rows])
         most = max(job.most for job in jobs)

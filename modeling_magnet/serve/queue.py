@@ -1,4 +1,4 @@
-"""Queues, in which jobs wait for the model and from which they run in batches across connections."""
+"""Queues jobs that wait for the model, and runs them in batches across connections."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Requests: the fields of OpenAI's API, and llama.cpp's for `/infill`.
+"""Defines the fields of a request: those of OpenAI's API, and llama.cpp's for `/infill`.
 
 A field of OpenAI's that would change the answer and is not supported is refused, not ignored.
 """

@@ -1,4 +1,4 @@
-"""Rows of one decoding. Each ends independently, and its text can be read while it is written."""
+"""Follows the rows of a batch while it is decoded. Each ends independently and can be read as it grows."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
