@@ -61,17 +61,23 @@ def stopped_at_each_step(
         step += 1
 
 
-def kill_when(file: Path, *arguments) -> None:
-    """Start a Python process with these arguments, and kill it as soon as a file exists."""
+def kill_when(
+    file: Path, *arguments, by: int = signal.SIGKILL, status: int = -signal.SIGKILL
+) -> str:
+    """Start a Python process with these arguments, and end it as soon as a file exists.
+
+    Returns what it wrote, after it ended with this status.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         process = start(*arguments, log=log)
         while not file.exists():
             assert process.is_alive(), f"it ended before it could be killed: {log.read_text()}"
             time.sleep(0.002)
-        process.kill()
+        os.kill(process.pid, by)
         process.join()
-    assert process.exitcode == -signal.SIGKILL
+        assert process.exitcode == status, log.read_text()
+        return log.read_text()
 
 
 def _stop():

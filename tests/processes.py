@@ -11,6 +11,7 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,26 @@ def run(*arguments, input: str = "", **how) -> subprocess.CompletedProcess:
         process.join()
         written = log.read_text(), errors.read_text()
     return subprocess.CompletedProcess(arguments, process.exitcode, *written)
+
+
+def run_in(processes: int, *arguments) -> None:
+    """The same in several processes that are one distributed run, with the variables of `torchrun`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    with tempfile.TemporaryDirectory() as folder:
+        started = {}
+        for rank in map(str, range(processes)):
+            log = Path(folder) / rank
+            started[log] = start(*arguments, log=log, RANK=rank, LOCAL_RANK=rank, **shared)
+        try:
+            for log, process in started.items():
+                process.join(300)
+                assert process.exitcode == 0, log.read_text()[-3000:]
+        finally:
+            for process in started.values():
+                process.kill()
 
 
 def _become(arguments, files, cwd, largest, environment) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from peft import AutoPeftModelForCausalLM, PeftModel
+from processes import run
 from sentence_transformers import SentenceTransformer
 from test_model import add_lora
 from tiny import ARCHITECTURES, SENTENCES, make_model, plain
@@ -26,23 +27,6 @@ NOT_INSTALLED = (
     "evaluate", "sklearn", "scipy", "pytest", "hypothesis",
 )  # fmt: skip
 
-LOAD_AND_USE = """
-import json, sys
-import torch
-from transformers import {auto}
-model = {auto}.from_pretrained(sys.argv[1], trust_remote_code={trust}).eval()
-result = dict(
-    name=type(model).__name__,
-    module=type(model).__module__,
-    logits=model(input_ids=torch.tensor({ids})).logits[0, -1].tolist(),
-)
-if {trust}:
-    result["vector"] = model.encode({sentence!r}).tolist()
-    result["words"] = model.encode_words({sentence!r}).tolist()
-    result["infill"] = model.infill("The old", " boats came home.", span_length=4)
-print(json.dumps(result))
-"""
-
 
 @pytest.fixture
 def folder(tmp_path, tiny):
@@ -50,41 +34,19 @@ def folder(tmp_path, tiny):
     return tmp_path / "model"
 
 
-@pytest.fixture(scope="session")
-def clean_python(tmp_path_factory):
-    """Runs code where only torch, transformers and what they need is installed, offline."""
-    farm = tmp_path_factory.mktemp("site")
+def clean_python(site: Path, code: str, *arguments) -> dict:
+    """Run code where only torch, transformers and what they need is installed, offline."""
+    site.mkdir()
     for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if not path.name.lower().startswith(NOT_INSTALLED) and path.suffix != ".pth":
-            (farm / path.name).symlink_to(path)
-
-    def run(code: str, *arguments, **environment) -> dict:
-        environment = {
-            "HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": str(farm),
-            "HF_HOME": str(farm.parent / "hf"), **environment,
-        }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-S", "-c", code, *map(str, arguments)],
-            env=environment, cwd=farm.parent, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
-
-
-def used(auto: str, trust: bool) -> str:
-    return LOAD_AND_USE.format(auto=auto, trust=trust, ids=IDS, sentence=SENTENCES[0])
-
-
-@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForCausalLM"])
-def test_a_clean_process_loads_it_with_trust(folder, tiny, clean_python, auto):
-    result = clean_python(used(auto, True), folder)
-    assert result["name"] == "MagnetLlamaForCausalLM"
-    assert result["module"].startswith("transformers_modules")
-    np.testing.assert_allclose(result["vector"], tiny.encode(SENTENCES[0]), atol=1e-6)
-    np.testing.assert_allclose(result["words"], tiny.encode_words(SENTENCES[0]), atol=1e-6)
-    assert result["infill"] == tiny.infill("The old", " boats came home.", span_length=4)
+            (site / path.name).symlink_to(path)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(site.parent / "hf"), "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, *map(str, arguments)],
+        env=os.environ | offline, cwd=site.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 EVERY_FOLDER = """
@@ -93,33 +55,61 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 results = {{}}
 for folder in sys.argv[1:]:
-    magnet = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    magnet, causal = (
+        auto.from_pretrained(folder, trust_remote_code=True)
+        for auto in (AutoModel, AutoModelForCausalLM)
+    )
+    models = [model.eval() for model in (magnet, causal, plain)]
     ids = torch.tensor({ids})
     results[folder] = dict(
-        names=[type(model).__name__ for model in (magnet, plain)],
-        module=type(magnet).__module__,
-        vector=magnet.encode({sentence!r}).tolist(),
-        infill=magnet.infill("The old", " boats came home.", span_length=4),
-        written=[model.generate(ids, max_new_tokens=6).tolist() for model in (magnet, plain)],
+        names=[type(model).__name__ for model in models],
+        modules=[type(model).__module__ for model in models],
+        logits=[model(input_ids=ids).logits[0, -1].tolist() for model in models],
+        written=[model.generate(ids, max_new_tokens=6).tolist() for model in models],
+        vectors=[model.encode({sentence!r}).tolist() for model in models[:2]],
+        words=[model.encode_words({sentence!r}).tolist() for model in models[:2]],
+        infilled=[model.infill(*{around}, span_length=4) for model in models[:2]],
     )
 print(json.dumps(results))
 """
 
 
-def test_a_clean_process_loads_every_architecture(tmp_path, clean_python):
-    models = {str(tmp_path / n): make_model(architecture=n) for n in ARCHITECTURES if n != "llama"}
+def test_a_clean_process_loads_every_architecture(tmp_path):
+    """With trust by either class, without it as a stock model; and again what remote code saved."""
+    models = {tmp_path / name: make_model(architecture=name) for name in ARCHITECTURES}
     for folder, model in models.items():
         model.save_pretrained(folder)
-    code = EVERY_FOLDER.format(ids=IDS, sentence=SENTENCES[0])
-    for folder, result in clean_python(code, *models).items():
-        model = models[folder]
-        assert result["names"] == [type(model).__name__, type(plain(model)).__name__]
-        assert result["module"].startswith("transformers_modules")
-        np.testing.assert_allclose(result["vector"], model.encode(SENTENCES[0]), atol=1e-5)
-        assert result["infill"] == model.infill("The old", " boats came home.", span_length=4)
-        written = model.generate(torch.tensor(IDS), max_new_tokens=6).tolist()
-        assert result["written"] == [written, written]
+    remote = AutoModel.from_pretrained(tmp_path / "llama", trust_remote_code=True)
+    assert type(remote) is not MagnetLlamaForCausalLM
+    remote.save_pretrained(tmp_path / "again")
+    first, second = ({p.name for p in (tmp_path / n).iterdir()} for n in ("llama", "again"))
+    assert first == second
+    models[tmp_path / "again"] = models[tmp_path / "llama"]
+
+    around = ("The old", " boats came home.")
+    code = EVERY_FOLDER.format(ids=IDS, sentence=SENTENCES[0], around=around)
+    results = clean_python(tmp_path / "site", code, *models)
+    for folder, model in models.items():
+        result, ids = results[str(folder)], torch.tensor(IDS)
+        name, stock = type(model).__name__, type(plain(model)).__name__
+        assert result["names"] == [name, name, stock]
+        remote = [module.startswith("transformers_modules") for module in result["modules"]]
+        assert remote == [True, True, False]
+        logits = model(input_ids=ids).logits[0, -1].tolist()
+        np.testing.assert_allclose(result["logits"], [logits] * 3, atol=1e-6)
+        assert result["written"] == [model.generate(ids, max_new_tokens=6).tolist()] * 3
+        vector, words = model.encode(SENTENCES[0]), model.encode_words(SENTENCES[0])
+        np.testing.assert_allclose(result["vectors"], [vector] * 2, atol=1e-6)
+        np.testing.assert_allclose(result["words"], [words] * 2, atol=1e-6)
+        assert result["infilled"] == [model.infill(*around, span_length=4)] * 2
+
+
+def test_a_config_names_the_stock_model_and_the_code_for_magnet(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["model_type"] == "llama"
+    assert set(config["auto_map"]) == {"AutoModel", "AutoModelForCausalLM"}
 
 
 def test_sentence_transformers_opens_every_architecture(tmp_path, any_tiny):
@@ -130,17 +120,6 @@ def test_sentence_transformers_opens_every_architecture(tmp_path, any_tiny):
     )  # with Qwen2's tokenizer class, as AutoTokenizer chooses it
     np.testing.assert_allclose(model.encode(SENTENCES), loaded.encode(SENTENCES), atol=1e-5)
     assert model.max_seq_length == any_tiny.magnet_settings.max_length - 2
-
-
-def test_without_trust_it_is_a_plain_llama(folder, tiny, clean_python):
-    result = clean_python(used("AutoModelForCausalLM", False), folder)
-    assert result["name"] == "LlamaForCausalLM"
-    logits = tiny(input_ids=torch.tensor(IDS)).logits[0, -1].tolist()
-    np.testing.assert_allclose(result["logits"], logits, atol=1e-6)
-    config = json.loads((folder / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"]
-    assert config["model_type"] == "llama"
-    assert set(config["auto_map"]) == {"AutoModel", "AutoModelForCausalLM"}
 
 
 def test_the_folder_is_complete(folder):
@@ -154,15 +133,6 @@ def test_the_folder_is_complete(folder):
     for name in code:
         assert (folder / name).read_bytes() == (package / name).read_bytes()
     assert not [name for name in names if name.endswith((".bin", ".pt", ".partial"))]
-
-
-def test_saved_again_from_remote_code_it_still_loads(folder, tmp_path, tiny, clean_python):
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    assert type(model) is not MagnetLlamaForCausalLM
-    model.save_pretrained(tmp_path / "again")
-    result = clean_python(used("AutoModel", True), tmp_path / "again")
-    np.testing.assert_allclose(result["vector"], tiny.encode(SENTENCES[0]), atol=1e-6)
-    assert {p.name for p in (tmp_path / "again").iterdir()} == {p.name for p in folder.iterdir()}
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -239,12 +209,9 @@ def test_an_older_folder_keeps_its_other_files_but_no_old_shards(tmp_path, tiny)
 
 
 FILL_THE_DISK = """
-import resource, signal, sys
-sys.path.insert(0, sys.argv[2])
+import sys
 from tiny import make_model
 model = make_model(seed=1)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # every write behind that fails
 try:
     model.save_pretrained(sys.argv[1])
 except Exception as error:
@@ -258,10 +225,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, tiny, existing):
     if existing:
         tiny.save_pretrained(target)
     before = {p.name: p.read_bytes() for p in target.iterdir()} if existing else None
-    done = subprocess.run(
-        [sys.executable, "-c", FILL_THE_DISK, target, Path(__file__).parent],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run("-c", FILL_THE_DISK, target, largest=50_000)
     assert done.stdout.startswith("failed:"), done.stderr[-2000:]
     assert [p.name for p in tmp_path.iterdir()] == (["m"] if existing else [])
     if existing:
@@ -276,28 +240,33 @@ def test_a_file_in_the_way(tmp_path, tiny):
             tiny.save_pretrained(tmp_path / name)
 
 
-PUSH = """
-import sys
+PUSH_AND_LOAD = """
+import json, sys
 sys.path.insert(0, sys.argv[1])
-from tiny import make_model
-print(make_model().push_to_hub("hf-test-user/tiny-magnet"))
-print(make_model().save_pretrained(sys.argv[2], push_to_hub=True, repo_id="hf-test-user/second"))
+from tiny import SENTENCES, make_model
+from transformers import AutoModel
+make_model().push_to_hub("hf-test-user/tiny-magnet")
+make_model().save_pretrained(sys.argv[2], push_to_hub=True, repo_id="hf-test-user/second")
+model = AutoModel.from_pretrained("hf-test-user/tiny-magnet", trust_remote_code=True).eval()
+assert type(model).__module__.startswith("transformers_modules")
+print(json.dumps(model.encode(SENTENCES[0]).tolist()))
 """
 
 
-def test_push_to_hub_and_load_from_there(tmp_path, tiny, clean_python):
+def test_push_to_hub_and_load_from_there(tmp_path, tiny):
     with HubServer() as hub:
-        environment = hub.environment(tmp_path / "cache")
-        subprocess.run(
-            [sys.executable, "-c", PUSH, Path(__file__).parent, tmp_path / "local"],
-            env={**os.environ, **environment}, check=True, capture_output=True,
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH_AND_LOAD, Path(__file__).parent, tmp_path / "local"],
+            env={**os.environ, **hub.environment(tmp_path / "cache")},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
         files = hub.files("hf-test-user/tiny-magnet")
         assert files["README.md"].startswith(b"---\nlibrary_name: transformers")
         assert b"tiny-magnet" in files["README.md"]
         assert hub.files("hf-test-user/second")["modeling_magnet.py"] == files["modeling_magnet.py"]
-        result = clean_python(used("AutoModel", True), "hf-test-user/tiny-magnet", **environment)
-    np.testing.assert_allclose(result["vector"], tiny.encode(SENTENCES[0]), atol=1e-6)
+    vector = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(vector, tiny.encode(SENTENCES[0]), atol=1e-6)
 
 
 def test_an_unknown_hub_argument_is_refused(tiny):

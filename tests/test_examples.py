@@ -1,11 +1,10 @@
 """The quickstart as a user runs it, on a tiny Llama."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,10 +19,7 @@ def tiny_folder(tmp_path_factory):
 
 
 def quickstart(output, model, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "examples.quickstart", "--output", output, "--model", model, *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return run("-m", "examples.quickstart", "--output", output, "--model", model, *arguments)
 
 
 def test_quickstart(tmp_path, tiny_folder):

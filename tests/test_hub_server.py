@@ -242,12 +242,8 @@ def test_transformers_push_and_load(hub: HubServer, api: HfApi, tmp_path: Path) 
     }
     operations = [CommitOperationAdd(name, data) for name, data in contents.items()]
     api.create_commit("user/custom", operations, commit_message="custom code")
-    homes = [tmp_path / "push", tmp_path / "load"]
-    for home in homes:
-        home.mkdir()
 
-    pushed = run(hub, homes[0], PUSH_LLAMA)
+    pushed, loaded, custom = run(hub, tmp_path, PUSH_LLAMA + LOAD_LLAMA).splitlines()
     assert {"config.json", "model.safetensors", "README.md"} <= hub.files("user/llama").keys()
-    loaded = run(hub, homes[1], LOAD_LLAMA)
-    assert pushed.startswith("digest ")
-    assert loaded == pushed + "custom CustomModel [1.0, 2.0, 3.0]\n"
+    assert pushed.startswith("digest ") and loaded == pushed
+    assert custom == "custom CustomModel [1.0, 2.0, 3.0]"

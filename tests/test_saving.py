@@ -16,6 +16,7 @@ from documents import ROOT
 from hub_server import HubServer
 from killing import killed_at_each_step, stopped_at_each_step
 from peft import LoraConfig
+from processes import run, run_in
 from sentence_transformers import SentenceTransformer
 from tiny import SENTENCES, make_model
 from tokenizers import normalizers
@@ -237,13 +238,12 @@ def test_the_working_directory(tmp_path, tiny, monkeypatch):
 
 READ_ADAPTER = """
 import json, sys
-sys.path[:0] = sys.argv[1:3]
 from peft import AutoPeftModelForCausalLM
 from sentence_transformers import SentenceTransformer
 from tiny import SENTENCES
 from transformers import AutoModel
 from modeling_magnet import load_magnet
-folder = sys.argv[3]
+folder = sys.argv[1]
 AutoPeftModelForCausalLM.from_pretrained(folder)
 models = (
     load_magnet(folder),
@@ -265,10 +265,7 @@ def test_an_adapter_is_read_with_the_settings_it_was_saved_with(tmp_path, tiny):
     load_magnet(tmp_path / "adapter").save_pretrained(tmp_path / "again")
     assert names(tmp_path / "again") == names(tmp_path / "adapter")
     for folder in ("adapter", "again"):
-        done = subprocess.run(
-            [sys.executable, "-c", READ_ADAPTER, ROOT, ROOT / "tests", tmp_path / folder],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = run("-c", READ_ADAPTER, tmp_path / folder)
         assert done.returncode == 0, done.stderr[-3000:]
         for vector in json.loads(done.stdout.splitlines()[-1]):
             np.testing.assert_allclose(vector, model.encode(SENTENCES[0]), atol=1e-5)
@@ -340,19 +337,6 @@ torch.distributed.destroy_process_group()
 def test_weights_in_parts_are_gathered_from_every_process(tmp_path, tiny):
     """Called in each, as transformers asks; the first alone writes."""
     tiny.save_pretrained(tmp_path / "m")
-    (tmp_path / "save.py").write_text(IN_EACH_PROCESS)
-    command = [
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        tmp_path / "save.py",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, tmp_path / "m", tmp_path / "again"],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in(2, "-c", IN_EACH_PROCESS, tmp_path / "m", tmp_path / "again")
     assert contents(tmp_path / "again").keys() == contents(tmp_path / "m").keys()
     np.testing.assert_allclose(magnet(tmp_path / "again"), tiny.encode(SENTENCES[0]), atol=1e-6)

@@ -1,13 +1,11 @@
 """A folder from elsewhere runs no code of its own, and what it says is checked."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run
 from test_model import add_lora
 from tiny import SENTENCES, make_model
 from transformers import AutoModel
@@ -65,11 +63,8 @@ def test_a_tokenizers_code_runs_where_the_caller_said_so(folder, marker):
 
 def test_no_answer_on_standard_input_is_taken_for_trust(folder, marker):
     """The user's data hold a line `y`, which is an answer to nothing."""
-    subprocess.run(
-        [sys.executable, "-m", "modeling_magnet.cli", "encode", str(folder), "-"],
-        input="one\ny\ntwo\n", text=True, capture_output=True, timeout=100,
-    )  # fmt: skip
-    assert not marker.exists()
+    done = run("-m", "modeling_magnet.cli", "encode", folder, "-", input="one\ny\ntwo\n")
+    assert "[y/N]" not in done.stdout + done.stderr and not marker.exists()
 
 
 def test_trust_given_to_automodel_is_trust_in_the_folders_tokenizer(folder, marker):
@@ -154,14 +149,11 @@ except ValueError as error:
 """
 
 
-def test_code_beside_a_gguf_file_does_not_run_either(folder, marker, tmp_path):
+def test_code_beside_a_gguf_file_does_not_run_either(folder, marker):
     pytest.importorskip("gguf")
     edit(folder / "tokenizer_config.json", tokenizer_class="Own")
     write(make_model(), folder / "tiny.gguf")
-    done = subprocess.run(
-        [sys.executable, "-c", GGUF, str(folder)], input="y\n" * 9, text=True,
-        capture_output=True, timeout=200, env=os.environ | {"HF_HOME": str(tmp_path / "hf")},
-    )  # fmt: skip
+    done = run("-c", GGUF, folder, input="y\n" * 9)
     assert "[y/N]" not in done.stdout + done.stderr and not marker.exists(), done.stderr[-2000:]
 
 

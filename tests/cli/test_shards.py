@@ -5,14 +5,12 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from killing import kill_when
 from tiny import SENTENCES
 
 from modeling_magnet.cli import vectors
@@ -23,24 +21,6 @@ ROOT = Path(__file__).parents[2]
 
 def files(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def start(*words) -> subprocess.Popen:
-    """The command in a process of its own, which hears Ctrl-C even where the tests run in the background."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "modeling_magnet.cli", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    for _ in range(6000):
-        if path.exists():
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    raise AssertionError(f"{path} did not come")
 
 
 @pytest.fixture
@@ -116,11 +96,8 @@ def test_killed_in_the_middle_and_run_again_it_is_as_if_never_killed(
     options = ["--shard-size", 25, "--batch-size", 4]
     magnet("encode", folder, many, "-o", tmp_path / "whole", *options)
     out = tmp_path / "out"
-    process = start("encode", folder, many, "-o", out, *options)
-    wait_for(out / "part-00002.npy", process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    command = ("-m", "modeling_magnet.cli", "encode", folder, many, "-o", out, *options)
+    kill_when(out / "part-00002.npy", *command)
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.npy")}
     assert 3 <= len(finished) < 24
     assert not json.loads((out / "manifest.json").read_text())["complete"]
@@ -132,11 +109,8 @@ def test_killed_in_the_middle_and_run_again_it_is_as_if_never_killed(
 def test_ctrl_c_leaves_the_finished_shards(magnet, folder, many, tmp_path):
     out = tmp_path / "out"
     options = ["--shard-size", 10, "--batch-size", 4]
-    process = start("encode", folder, many, "-o", out, *options)
-    wait_for(out / "part-00002.npy", process)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate()[1]
-    assert process.returncode == 130
+    command = ("-m", "modeling_magnet.cli", "encode", folder, many, "-o", out, *options)
+    error = kill_when(out / "part-00002.npy", *command, by=signal.SIGINT, status=130)
     assert "finished shards with" in error and "the same command resumes after them" in error
     assert error.endswith("magnet: stopped\n") and "Traceback" not in error
     assert not list(out.glob(".*"))

@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from processes import start
+from processes import run as run_alone
+from processes import run_in
 from safetensors.torch import load_file
 
 MIXED = [
@@ -19,19 +19,6 @@ MIXED = [
 
 TEXT = [{"steps": 6, "mntp": 1, "msg": 1}]
 """Without the contrastive one, whose negatives are those of one accumulated batch."""
-
-
-def ranks(processes: int) -> list[dict[str, str]]:
-    """The variables that `torchrun` sets for each process."""
-    if processes == 1:
-        return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    size = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    size |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    all_ranks = [{"RANK": rank, "LOCAL_RANK": rank} | size for rank in range(processes)]
-    return [{name: str(value) for name, value in rank.items()} for rank in all_ranks]
 
 
 @pytest.fixture
@@ -50,13 +37,11 @@ def launch(run, corpus):
             configs.append(corpus / f"{name}.yaml")
             (corpus / "config.yaml").rename(configs[-1])
         command = ["-m", "tests.training.worker", *([sharded] if sharded else []), *configs]
-        logs = [corpus / f"log-{rank}" for rank in range(processes)]
-        started = [
-            start(*command, log=log, **variables) for log, variables in zip(logs, ranks(processes))
-        ]
-        for process, log in zip(started, logs):
-            process.join(300)
-            assert process.exitcode == 0, log.read_text()[-3000:]
+        if processes > 1:
+            run_in(processes, *command)
+        else:
+            done = run_alone(*command)
+            assert done.returncode == 0, done.stderr[-3000:]
         results = []
         for name in runs:
             curves = json.loads((corpus / name / "results.json").read_text())["curves"]
