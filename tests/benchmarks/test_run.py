@@ -4,12 +4,13 @@ import dataclasses
 import json
 
 import numpy as np
+import processes
 import pytest
 import torch
 from tiny import make_model
 from tqdm import tqdm
 
-from benchmarks import encode, infill, llm2vec_environment, run, scale, train
+from benchmarks import encode, infill, llm2vec_environment, run, scale, startup, train
 from benchmarks.report import Row, table
 from benchmarks.setup import SUITES, Sizes
 from benchmarks.texts import dealt, read_texts
@@ -164,7 +165,13 @@ def test_a_wrong_way_fails_its_part_and_loses_nothing_else(folder, tmp_path, mon
 
 
 def test_the_suite_for_a_gpu_runs_in_small_and_has_every_row(folder, tmp_path, monkeypatch, capsys):
-    """On this machine's CPU: its parts and rows, whatever their size."""
+    """On this machine's CPU: its parts and rows, whatever their size; what starts is a fork."""
+
+    def run_fork(statement):
+        done = processes.run("-c", startup.TIMED.format(statement))
+        return {"seconds": float(done.stdout.splitlines()[-1])}
+
+    monkeypatch.setattr(startup, "run_fresh", run_fork)
     small = dataclasses.asdict(SUITES["tiny"])
     gpu = SUITES["gpu"]
     assert gpu.parts[0] == "large" and set(gpu.parts) == set(run.PARTS)
@@ -179,6 +186,12 @@ def test_the_suite_for_a_gpu_runs_in_small_and_has_every_row(folder, tmp_path, m
     for part in ("encode at 512", "the paper's step", "static cache", "eager: seconds; sdpa"):
         assert part in labels
     assert "sentence-transformers" in labels and "`generate`" in labels
+
+
+def test_a_statement_is_timed_in_a_new_process():
+    assert startup.run_fresh("import json")["seconds"] > 0
+    with pytest.raises(RuntimeError, match="import nothing_there: Traceback"):
+        startup.run_fresh("import nothing_there")
 
 
 def test_a_suite_without_its_device_or_a_part_says_so(folder, tmp_path, capsys):

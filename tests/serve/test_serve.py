@@ -408,7 +408,7 @@ def test_a_process_refuses_what_does_not_fit_and_ends_when_all_is_answered(model
         url, answers = f"{address}/v1/completions", []
 
         def ask():
-            answers.append(client.post(url, json={"prompt": "A cat", "max_tokens": 1}))
+            answers.append(client.post(url, json={"prompt": "A cat", "max_tokens": 100}))
 
         threads = [threading.Thread(target=ask) for _ in range(6)]
         busy = {"prompt": "The old", "max_tokens": 200, "temperature": 0, "stream": True}
