@@ -32,7 +32,7 @@ def start(
     *arguments, log: Path, errors: Path | None = None, stdin: Path | None = None, cwd: Path = ROOT,
     largest: int | None = None, **environment: str,
 ) -> BaseProcess:  # fmt: skip
-    """Start `python -m MODULE ...` or `python -c CODE ...`; its output and errors go to files.
+    """Start `python -m MODULE ...`, `-c CODE ...` or `FILE ...`; its output and errors go to files.
 
     No file that it writes may have more than `largest` bytes: so a full disk looks to a program.
     """
@@ -88,10 +88,13 @@ def _become(arguments, files, cwd, largest, environment) -> None:
     torch.set_num_threads(1)
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    kind, what, *rest = arguments
-    sys.argv = [what, *rest]
-    if kind == "-m":
-        sys.modules.pop(what, None)
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    sys.argv = arguments[1:] if arguments[0] in ("-m", "-c") else arguments
+    match arguments:
+        case ["-m", module, *_]:
+            sys.modules.pop(module, None)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case ["-c", code, *_]:
+            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        case [file, *_]:
+            sys.path.insert(0, str(Path(file).parent))
+            runpy.run_path(file, run_name="__main__")

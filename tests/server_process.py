@@ -1,15 +1,14 @@
 """`magnet serve`, in this process and in one of its own."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
+from processes import start
 
 from modeling_magnet.serve.app import Server, create_app
 
@@ -35,18 +34,16 @@ def serving_here(model, name, keys=(), max_body=4 << 20, **limits):
 @contextmanager
 def serving(folder, *options, **environment):
     """The address of a server's process, and it; it ends with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modeling_magnet.cli", "serve", str(folder), "--port", "0", *options],
-        stderr=subprocess.PIPE, text=True, env=os.environ | environment,
-    )  # fmt: skip
-    try:
-        for line in process.stderr:
-            if found := re.search(r"running on (http://\S+)", line):
-                break
-        else:
-            raise RuntimeError("the server did not start")
-        yield found[1], process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        process.wait(60)
+    command = ("-m", "modeling_magnet.cli", "serve", folder, "--port", "0", *options)
+    with tempfile.TemporaryDirectory() as logs:
+        log = Path(logs) / "log"
+        log.touch()
+        process = start(*command, log=log, **environment)
+        try:
+            while not (found := re.search(r"running on (http://\S+)\s", log.read_text())):
+                assert process.is_alive(), log.read_text()
+                time.sleep(0.01)
+            yield found[1], process
+        finally:
+            process.terminate()
+            process.join(60)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from processes import run
 from tiny import SENTENCES, make_model
 
 from evaluation import registry
@@ -43,6 +44,7 @@ def ablated(configs, data, tmp_path_factory):
     small = SUITES["quick"].__class__(10, 10, (4, 2), 2, 2, 1, 1, 1, 1, 1, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.SUITES, "quick", small)
+        patch.setattr(ablations.subprocess, "run", lambda command, **_: run(*command[1:]))
         command = ["--configs", *configs, "--ablations", "mntp", "mtp", "--output", str(output)]
         command += ["--data", str(data), "--tasks", "causal"]
         status = ablations.main(command)

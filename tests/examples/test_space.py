@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from processes import run
 from tiny import make_model
 from transformers import set_seed
 
@@ -356,10 +357,7 @@ def test_neither_the_page_nor_its_server_asks_another_host(browser, url, place):
 
 
 def test_a_model_that_is_not_there(place, tmp_path):
-    result = subprocess.run(
-        [sys.executable, place / "app.py"], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "MAGNET_MODEL": "no/such/model", "HF_HUB_OFFLINE": "1"}, check=False,
-    )  # fmt: skip
+    result = run(place / "app.py", cwd=tmp_path, MAGNET_MODEL="no/such/model")
     assert result.returncode == 1
     assert "MAGNET_MODEL is 'no/such/model', which does not load" in result.stderr
 

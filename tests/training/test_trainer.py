@@ -446,6 +446,7 @@ def test_a_setting_that_must_not_change_the_losses(run, corpus, changes, toleran
 
 
 def test_torch_compile_changes_no_loss(run, corpus):
+    make_model(num_hidden_layers=1).save_pretrained(corpus / "tiny")
     text = {"objective_schedule": [{"steps": 2, "mntp": 1, "msg": 1}]}
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
     plain, other = (
