@@ -281,6 +281,7 @@ def infill(
     from .loading import load_model
 
     loaded = load_model(model, device, dtype)
+    _ = loaded.tokenizer  # raises here if there is none, so that no row is blamed for it
     arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
     if max_new_tokens is not None:
         arguments["max_new_tokens"] = max_new_tokens
@@ -360,6 +361,7 @@ def generate(
     from .loading import load_model
 
     loaded = load_model(model, device, dtype)
+    _ = loaded.tokenizer  # raises here if there is none, so that no row is blamed for it
     arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
     arguments["max_new_tokens"] = max_new_tokens
     with loaded.without_adapter() if without_adapter else contextlib.nullcontext():

@@ -253,3 +253,12 @@ def test_without_adapter_it_is_the_base(magnet, folder, adapter):
 def test_bad_input(magnet, folder, words, message):
     result = magnet(words[0], folder, *words[1:], code=2)
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["infill", "generate"])
+def test_a_model_without_a_tokenizer_is_no_fault_of_a_row(magnet, command, tmp_path):
+    LlamaForCausalLM(make_model().config).save_pretrained(tmp_path / "plain")
+    (tmp_path / "rows.jsonl").write_text('{"text": "A ___ cat."}\n' * 2)
+    found = magnet(command, tmp_path / "plain", "--input", tmp_path / "rows.jsonl", code=None)
+    assert found.exit_code and "no tokenizer in" in repr(found.exception) + found.output
+    assert "skipped" not in found.output
