@@ -1,12 +1,30 @@
 """The quickstart as a user runs it, on a tiny Llama."""
 
+import ast
 import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from processes import run
 
 ROOT = Path(__file__).parents[1]
+
+distributions = cache(packages_distributions)
+
+EXTRAS = {
+    "preference": "trl",
+    "grl": "trl",
+    "encode_on_ray": "ray",
+    "quickstart": "train,eval,gguf",
+}
+"""What the documentation tells users to install for an example; for the others it is `examples`."""
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +80,39 @@ def test_the_sample_corpus_is_small_and_complete():
         for name in ("wiki-train.jsonl", "wiki-validation.jsonl")
     )
     assert not train & validation
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_what_an_example_imports_is_in_its_extra(path):
+    declared = {"fsspec", "pyarrow", "tokenizers"}  # come with datasets and transformers
+    todo = [f"modeling-magnet[{EXTRAS.get(path.stem, 'examples')}]"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    while todo:
+        one = Requirement(todo.pop())
+        declared.add(one.name)
+        if one.name == "modeling-magnet":
+            todo += project["dependencies"]
+            for extra in one.extras:
+                todo += project["optional-dependencies"][extra]
+    for package, user in imported(path, set()):
+        if package not in sys.stdlib_module_names:
+            names = {name.lower() for name in (package, *distributions().get(package, ()))}
+            assert declared & names, f"{user} imports {package}"
+
+
+def imported(path: Path, seen: set[str]) -> Iterator[tuple[str, Path]]:
+    """The packages that a module needs to be imported, and our module that imports each."""
+    package = ".".join(path.relative_to(ROOT).parts[:-1])
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
+        for name in set(names) - seen:
+            seen.add(name)
+            if (own := ROOT / f"{name.replace('.', '/')}.py").is_file():
+                yield from imported(own, seen)
+            elif not (ROOT / name.partition(".")[0]).is_dir():
+                yield name.partition(".")[0], path
