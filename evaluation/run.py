@@ -161,14 +161,16 @@ def run(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """
     records, failures = [], []
     for name in plan.models:
-        model: Model | None = None
+        model: Model | Exception | None = None
         for task in plan.options.tasks:
             if not TASKS[task].fits(resolve(name)):
                 continue
             record = plan.done(name, task)
             try:
                 if record is None:
-                    model = model or plan.load(name)
+                    model = model or _loaded(plan, name)
+                    if isinstance(model, Exception):
+                        raise model
                     record = _measure(plan, model, name, task)
                 else:
                     print(f"{name}: {task} is done already", flush=True)
@@ -178,6 +180,14 @@ def run(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         del model
         gc.collect()
     return records, failures
+
+
+def _loaded(plan: Plan, name: str) -> Model | Exception:
+    """A model, or why it does not load, so that no later task tries it again."""
+    try:
+        return plan.load(name)
+    except Exception as error:
+        return error
 
 
 def _measure(plan: Plan, model: Model, name: str, task: str) -> dict[str, Any]:

@@ -111,6 +111,27 @@ def test_another_seed_other_weights_or_other_data_are_measured_anew(magnet, data
     assert found[1][1] != found[2][1] != found[3][1]
 
 
+def test_a_model_that_does_not_load_is_tried_once(magnet, data, tmp_path, monkeypatch):
+    """Its tasks fail with the reason, and the other models are measured all the same."""
+    load, tried = run.load_model, []
+
+    def broken(name, *options):
+        tried.append(name)
+        if name == str(magnet):
+            raise OSError("a shard is cut off")
+        return load(name, *options)
+
+    monkeypatch.setattr(run, "load_model", broken)
+    more = ["--tasks", "causal", "words", "--baselines", f"echo:{magnet}"]
+    assert main(command(magnet, data, tmp_path, *more)) == 1
+    assert tried == [str(magnet), f"echo:{magnet}"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [(one["task"], one["error"]) for one in found["failures"]] == [
+        (task, "OSError: a shard is cut off") for task in ("causal", "words")
+    ]
+    assert [one["task"] for one in found["results"]] == ["words"]
+
+
 def test_a_task_that_fails_leaves_the_others(magnet, data, tmp_path, capsys):
     """No paragraph is long enough for a long span, which only the tokenizer can tell."""
     folder, output = tmp_path / "data", tmp_path / "out"
