@@ -123,7 +123,7 @@ def test_without_results_there_is_no_model_index(tmp_path):
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no results of sts, .* give the folder of one"):
+    with pytest.raises(FileNotFoundError, match="has no results of sts, .* give the folder that"):
         written(tmp_path, evaluation=tmp_path)
 
 
