@@ -121,7 +121,7 @@ def find(source: list[str], config: str | None = None, split: str = "train") -> 
         files = [Path(name) for name in splits[split]]
     for path in files:
         if path.is_dir() or _kind(path) not in READERS:
-            raise ValueError(f"{source} includes {path}, which cannot be read: {GIVE}")
+            raise ValueError(f"{path} cannot be read: {GIVE}")
     return files
 
 
