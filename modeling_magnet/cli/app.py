@@ -190,9 +190,9 @@ def encode(
     check_inputs(inputs, output, [column or "text"])
 
     from . import vectors
-    from .loading import load_model
+    from .loading import load_reader
 
-    encoder = vectors.Encoder(load_model(model, device, dtype), how)
+    encoder = vectors.Encoder(load_reader(model, device, dtype), how)
     if sharded:
         size = shard_size or ROWS_IN_A_SHARD
         done, skipped = vectors.encode_to_shards(encoder, inputs, Path(output), kind, size)
@@ -278,10 +278,9 @@ def infill(
         check_inputs([input], output, gaps.RECORD_COLUMNS)
 
     from . import texts
-    from .loading import load_model
+    from .loading import load_reader
 
-    loaded = load_model(model, device, dtype)
-    _ = loaded.tokenizer  # raises here if there is none, so that no row is blamed for it
+    loaded = load_reader(model, device, dtype)
     arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
     if max_new_tokens is not None:
         arguments["max_new_tokens"] = max_new_tokens
@@ -358,10 +357,9 @@ def generate(
         check_inputs([input], output, [column or "text"])
 
     from . import texts
-    from .loading import load_model
+    from .loading import load_reader
 
-    loaded = load_model(model, device, dtype)
-    _ = loaded.tokenizer  # raises here if there is none, so that no row is blamed for it
+    loaded = load_reader(model, device, dtype)
     arguments = texts.sampling(temperature, top_k, top_p, samples, seed)
     arguments["max_new_tokens"] = max_new_tokens
     with loaded.without_adapter() if without_adapter else contextlib.nullcontext():
@@ -420,9 +418,9 @@ def serve(
     import uvicorn
 
     from ..serve.app import Server, create_app
-    from .loading import load_model
+    from .loading import load_reader
 
-    loaded = load_model(model, device, dtype)
+    loaded = load_reader(model, device, dtype)
     server = Server(loaded, name or Path(model).name, max_batch, max_waiting, max_texts)
     served = create_app(server, api_key or (), max_body)
     uvicorn.run(served, host=host, port=port, access_log=False)

@@ -48,6 +48,13 @@ def load_model(place: str, device: str = "auto", dtype: str = "auto") -> MagnetM
     return model.to(target).eval()
 
 
+def load_reader(place: str, device: str = "auto", dtype: str = "auto") -> MagnetMixin:
+    """`load_model`, for a command that reads texts. A missing tokenizer raises now, and no text is blamed."""
+    model = load_model(place, device, dtype)
+    _ = model.tokenizer
+    return model
+
+
 def describe(model: MagnetMixin, place: str) -> dict[str, Any]:
     """What a model is and what it was adapted with."""
     config, settings, tokenizer = model.config, model.magnet_settings, model.tokenizer

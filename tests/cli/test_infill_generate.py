@@ -255,10 +255,13 @@ def test_bad_input(magnet, folder, words, message):
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["infill", "generate"])
-def test_a_model_without_a_tokenizer_is_no_fault_of_a_row(magnet, command, tmp_path):
+@pytest.mark.parametrize("command", ["encode", "infill", "generate", "serve"])
+def test_a_model_without_a_tokenizer_is_no_fault_of_a_text(magnet, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("uvicorn.run", lambda *_, **options: pytest.fail("the server starts"))
     LlamaForCausalLM(make_model().config).save_pretrained(tmp_path / "plain")
-    (tmp_path / "rows.jsonl").write_text('{"text": "A ___ cat."}\n' * 2)
-    found = magnet(command, tmp_path / "plain", "--input", tmp_path / "rows.jsonl", code=None)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "A ___ cat."}\n' * 2)
+    source = {"encode": [rows], "serve": []}.get(command, ["--input", rows])
+    found = magnet(command, tmp_path / "plain", *source, code=None)
     assert found.exit_code and "no tokenizer in" in repr(found.exception) + found.output
     assert "skipped" not in found.output
