@@ -162,7 +162,7 @@ def main(command_line: list[str] | None = None) -> None:
     add("--roc", help="TSV with the columns sentence1 to sentence5")
     add("--text", help="paragraphs: .txt, .jsonl or .parquet with `text`")
     add("--limit", type=int, default=50, help="texts of each")
-    add("--missing", nargs="+", choices=MISSING, default=MISSING, help="is what")
+    add("--missing", nargs="+", choices=MISSING, default=MISSING, help="what to leave out")
     add("--methods", nargs="+", choices=METHODS, default=METHODS)
     add("--judge", help="language model that reads the result, if not --model")
     add("--encoder", help="sentence encoder that judges similarity")
