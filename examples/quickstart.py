@@ -4,11 +4,10 @@
     python -m examples.quickstart --steps 100 --output outputs/longer
     python -m examples.quickstart --model HuggingFaceTB/SmolLM2-360M --text my.txt --output outputs/mine
 
-Measures the base model as it comes, and with the start token that it predicts text best after; adapts it with
-all three objectives, writes a folder, loads that in a new process
-by `AutoModel.from_pretrained(folder, trust_remote_code=True)`, measures again and prints both, beside the
-checkpoint that this repository carries, which was adapted for longer. What an earlier run with the same options has
-finished is used, not done again.
+Measures the base model unchanged, and with the start token after which it predicts text best. Adapts it with all three
+objectives, writes a folder, loads that in a new process by `AutoModel.from_pretrained(folder, trust_remote_code=True)` and
+measures it. Prints the figures beside those of the released checkpoint, which was adapted for longer. A second run with the
+same options keeps what the first has finished.
 """
 
 import argparse
@@ -35,7 +34,7 @@ CONFIG = ROOT / "training" / "configs" / "quickstart.yaml"
 RELEASED = ROOT / "checkpoints" / "magnet-smollm2-135m"
 
 TITLES = {
-    "as_it_comes": "as it comes",
+    "as_it_comes": "unchanged",
     "before": "start token",
     "after": "adapted",
     "released": "released",
@@ -46,7 +45,7 @@ ROWS = {
     "left_only": "infilling perplexity, left side only",
     "causal": "causal perplexity",
     "sts": "sentence similarity, Spearman x 100",
-    "sts_no_prompt": "the same without a prompt",
+    "sts_no_prompt": "sentence similarity without a prompt",
 }
 
 
@@ -79,7 +78,7 @@ def training_arguments(chosen: argparse.Namespace):
 
 
 def claim(output: Path, chosen: argparse.Namespace) -> None:
-    """Refuse a folder that holds a run with other options; its parts do not fit this one."""
+    """Refuse a folder that holds something else: a run with other options, or a model of another origin."""
     mine = {k: v for k, v in vars(chosen).items() if k not in ("output", "sts")}
     path = output / "options.json"
     if path.exists():
@@ -88,6 +87,11 @@ def claim(output: Path, chosen: argparse.Namespace) -> None:
             raise SystemExit(
                 f"{output} holds a run with other options ({theirs}): give another --output"
             )
+    elif (output / "model").exists():
+        raise SystemExit(
+            f"{output / 'model'} exists, and the quickstart did not write it: "
+            "move it away, or give another --output"
+        )
     output.mkdir(parents=True, exist_ok=True)
     write_json(path, mine)
 

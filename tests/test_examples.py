@@ -4,6 +4,7 @@ import ast
 import json
 import sys
 import tomllib
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -64,6 +65,16 @@ def test_quickstart(tmp_path, tiny_folder):
 
     other = quickstart(output, tiny_folder, "--steps", "5")
     assert other.returncode == 1 and "give another --output" in other.stderr
+
+
+def test_a_model_of_another_origin_is_not_measured_as_the_quickstarts(tmp_path):
+    """The README says how to put the released checkpoint where the quickstart writes its own."""
+    from examples.quickstart import claim  # which needs the extra `eval`
+
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SystemExit, match="the quickstart did not write it: move it away"):
+        claim(tmp_path, Namespace(steps=None, output=tmp_path))
+    assert not (tmp_path / "options.json").exists()
 
 
 def test_the_sample_corpus_is_small_and_complete():
