@@ -256,8 +256,10 @@ class ObjectivesMixin(MagnetMixin):
         self.projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
-    # A run's checkpoints are plain ones of transformers; `training.run_folders` writes the Magnet folder.
+    # A run's checkpoints are plain ones of transformers, without code even where `AutoModel` has registered
+    # the MAGNET class; `training.run_folders` writes the Magnet folder.
     save_pretrained = PreTrainedModel.save_pretrained  # type: ignore[assignment]
+    _auto_class = None
 
     def _init_weights(self, module):
         super()._init_weights(module)

@@ -16,7 +16,7 @@ from test_model import add_lora
 from tiny import SENTENCES, make_model
 from transformers import LlamaForCausalLM
 
-from modeling_magnet import load_magnet
+from modeling_magnet import MagnetLlamaForCausalLM, load_magnet
 from modeling_magnet.training import MagnetConfig, MagnetTrainer
 from modeling_magnet.training.arguments import DataArguments, ModelArguments
 from modeling_magnet.training.card import TEMPLATE
@@ -187,6 +187,18 @@ def test_a_run_resumes_to_the_same_weights(kind, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_class_that_auto_model_has_registered_trains(tmp_path, monkeypatch):
+    """As it does when it loads a released adapter, whose class is the package's."""
+    monkeypatch.setattr(MagnetLlamaForCausalLM, "_auto_class", "AutoModel")
+    make_model().save_pretrained(tmp_path / "model")
+    arguments = config(tmp_path, save_strategy="steps", save_steps=2)
+    trainer = MagnetTrainer(str(tmp_path / "model"), arguments, train_dataset=TRIPLETS)
+    trainer.train()
+    assert not list((tmp_path / "run" / "checkpoint-4").glob("*.py"))
+    trainer.save_model(str(tmp_path / "trained"))
+    assert load_magnet(tmp_path / "trained").encode("A cat.").ndim == 1
 
 
 def test_a_plain_base_gets_a_start_token_that_is_measured_on_the_text(tmp_path):
