@@ -60,6 +60,8 @@ for folder in sys.argv[1:]:
         auto.from_pretrained(folder, trust_remote_code=True)
         for auto in (AutoModel, AutoModelForCausalLM)
     )
+    # 5.5's Gemma 2 leaves out a part of its attention in sdpa, its default there
+    plain.set_attn_implementation(magnet.config._attn_implementation)
     models = [model.eval() for model in (magnet, causal, plain)]
     ids = torch.tensor({ids})
     results[folder] = dict(
