@@ -87,7 +87,7 @@ def tune(
             per_device_train_batch_size=options.batch_size * rows,
             learning_rate=options.learning_rate,
             bf16=options.bf16,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=not torch.accelerator.is_available(),
             temperature=0.05,
             logging_steps=10,
             save_strategy="no",

@@ -13,7 +13,6 @@ from evaluation.common.spans import Example, draw_spans, tokenize_rows
 from evaluation.common.texts import sentences
 from evaluation.tasks.causal import measure_causal
 from evaluation.tasks.infilling import infilling_scores, perplexity_table
-from modeling_magnet.training.metrics import spearman
 
 DATA = Path(__file__).parent / "data"
 
@@ -68,9 +67,7 @@ def similarity(model: Any) -> Figure:
         for name in ("sentence1", "sentence2")
     )
     cosines, scores = (one * two).sum(1), np.array([float(row["score"]) for row in rows])
-    return Figure.of_statistic(
-        lambda chosen: 100 * spearman(cosines[chosen], scores[chosen].tolist()), len(rows)
-    )
+    return Figure.of_correlation(cosines, scores).scaled(100)
 
 
 def retrieval(model: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +26,7 @@ REPORTED = 100
 """So many faulty rows are reported one by one; further ones are counted."""
 
 
-class RowsFile:
+class RowsFile(ABC):
     """Rows and what was computed of them, written in the input's order."""
 
     def __init__(self, file: BinaryIO, keep_text: bool = False):
@@ -39,11 +40,12 @@ class RowsFile:
         self.rows += len(rows)
         self.next_index = rows[-1].index + 1 if rows else self.next_index
 
-    def _add(self, rows: Sequence[Row], vectors: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _add(self, rows: Sequence[Row], vectors: Any) -> None: ...
 
     def close(self) -> None:
         """Complete the file."""
+        self.file.flush()
 
 
 class NpyFile(RowsFile):
