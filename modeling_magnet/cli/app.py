@@ -420,6 +420,7 @@ def serve(
     from ..serve.app import Server, create_app
     from .loading import load_reader
 
+    typer.echo(f"loading {model}", err=True)
     loaded = load_reader(model, device, dtype)
     server = Server(loaded, name or Path(model).name, max_batch, max_waiting, max_texts)
     served = create_app(server, api_key or (), max_body)

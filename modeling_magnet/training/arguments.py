@@ -74,7 +74,11 @@ class ModelArguments:
         },
     )
     attention_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on the attention weights, only in training."}
+        default=0.0,
+        metadata={
+            "help": "Dropout on the attention weights while sentences are encoded, which makes two views of each "
+            "(SimCSE; LLM2Vec: 0.3). Blocks of text are read without it."
+        },
     )
     load_in_4bit: bool = field(
         default=False,

@@ -286,7 +286,9 @@ class ObjectivesMixin(MagnetMixin):
     ):
         """One pass for all objectives on a batch of `MagnetCollator`; without labels and pairs, the base's.
 
-        What is computed from a tensor of labels, or from the pairs, is left out if the tensor is.
+        What is computed from a tensor of labels, or from the pairs, is left out if the tensor is. The
+        config's `attention_dropout` makes different views of a sentence, as in SimCSE: it works on the
+        pairs, while blocks of text are read without it.
 
         Args:
             input_ids, span_ids, document_ids, position_ids, mntp_labels, msg_labels, ntp_labels,
@@ -308,9 +310,10 @@ class ObjectivesMixin(MagnetMixin):
         output = ObjectiveOutput()
         head = self._logits
         if labels:
-            hidden = self._span_states(
-                input_ids, span_ids, document_ids=document_ids, position_ids=position_ids
-            )  # (blocks, length, hidden)
+            with self._attention_dropout_off():
+                hidden = self._span_states(
+                    input_ids, span_ids, document_ids=document_ids, position_ids=position_ids
+                )  # (blocks, length, hidden)
             for name, value in labels.items():
                 in_place = masked_token_prediction and name == "mntp"
                 sums, correct = labelled_cross_entropy(
@@ -323,7 +326,7 @@ class ObjectivesMixin(MagnetMixin):
                 rows = (ntp_labels != IGNORE).any(dim=1).nonzero()[:, 0]
                 rows = rows if len(rows) else rows.new_zeros(1)  # all processes must run it
                 documents = None if document_ids is None else document_ids[rows]
-                with torch.no_grad(), self._adapter_off():
+                with torch.no_grad(), self._adapter_off(), self._attention_dropout_off():
                     base_hidden = self._span_states(
                         input_ids[rows], span_ids[rows], document_ids=documents
                     )  # (rows, length, hidden)
@@ -368,6 +371,17 @@ class ObjectivesMixin(MagnetMixin):
     def _project(self, vectors: torch.Tensor) -> torch.Tensor:
         weight = next(self.projection.parameters(), vectors)
         return self.projection(vectors.to(weight.dtype)).float()
+
+    @contextlib.contextmanager
+    def _attention_dropout_off(self) -> Iterator[None]:
+        modules: list[Any] = [m for m in self.modules() if getattr(m, "attention_dropout", 0)]
+        for module in modules:
+            module.attention_dropout = 0.0
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.attention_dropout = self.config.attention_dropout
 
     @contextlib.contextmanager
     def _adapter_off(self) -> Iterator[None]:

@@ -103,6 +103,13 @@ class MagnetTrainer(Trainer):
         )  # fmt: skip
         if train_dataset.pairs is not None:
             self._check_batch(train_dataset.pairs, train_dataset.pairs_per_block)
+        dropout = getattr(self.model.config, "attention_dropout", 0)
+        reads_text = self.args.has_weight(*TOKEN_OBJECTIVES, "divergence")
+        if self.args.gradient_checkpointing and dropout and reads_text:
+            raise ValueError(
+                f"attention_dropout is {dropout}, which is off while text is read, but gradient_checkpointing "
+                "would read the text again with it: set one of them to 0 or false, or use lora_dropout"
+            )
         self.compute_metrics = compute_metrics
         if self.args.n_gpu > 1:
             raise ValueError(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from oracle import allowed
-from tiny import make_model, make_spaced_tokenizer
+from tiny import ARCHITECTURES, make_model, make_spaced_tokenizer
 from torch import nn
 
 from modeling_magnet import load_magnet
@@ -22,6 +22,7 @@ from modeling_magnet.training.objectives import (
     info_nce,
     labelled_cross_entropy,
     labelled_divergence,
+    objectives_class_for,
 )
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -143,6 +144,26 @@ def test_one_pass_gives_all_parts(tmp_path, monkeypatch, documents):
     for view in (0, 1):  # the head begins as 1
         vectors = base.pool(batch["pair_input_ids"][view], batch["pair_attention_mask"][view])
         torch.testing.assert_close(output.pair_vectors[view], vectors)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_dropout_works_on_sentences_and_not_on_text(architecture):
+    plain = make_model(architecture=architecture, attention_dropout=0.5)
+    model = objectives_class_for(type(plain))(plain.config).train()
+    model.tokenizer = plain.tokenizer
+    batch = {"input_ids": torch.randint(3, 350, (2, 12), generator=GENERATOR)}
+    batch["span_ids"] = torch.zeros(2, 12, dtype=torch.long)
+    batch["span_ids"][:, 4:7] = 1
+    batch["msg_labels"] = batch["input_ids"].where(batch["span_ids"] > 0, IGNORE)
+    batch["pair_input_ids"] = torch.randint(3, 350, (2, 3, 8), generator=GENERATOR)
+    batch["pair_attention_mask"] = torch.ones_like(batch["pair_input_ids"])
+    one, two = model(**batch), model(**batch)
+    model.eval()
+    calm = model(**batch)
+    assert torch.equal(one.msg, calm.msg)
+    assert torch.equal(two.msg, calm.msg)
+    assert not torch.allclose(one.pair_vectors, two.pair_vectors, rtol=0.01)
+    assert not torch.allclose(one.pair_vectors, calm.pair_vectors, rtol=0.01)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

@@ -470,6 +470,15 @@ def test_compiled_layers_change_neither_loss_nor_dropout(run, corpus):
     assert other == pytest.approx(plain, rel=1e-4)
 
 
+def test_recomputation_with_attention_dropout_on_pairs_only_is_refused(run):
+    both = {"attention_dropout": 0.1, "gradient_checkpointing": True}
+    with pytest.raises(
+        ValueError, match="attention_dropout is 0.1, which is off while text is read"
+    ):
+        make_trainer(run(**both))
+    make_trainer(run(**both, objective_schedule=[{"steps": 6, "sscl": 1}]))
+
+
 def test_a_run_goes_on_from_another_run_s_adapter(run, corpus):
     first = train(run(output_dir=str(corpus / "first")))
     begun = {"adapter": str(corpus / "first" / "adapter"), "output_dir": str(corpus / "second")}
