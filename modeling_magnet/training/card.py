@@ -217,7 +217,9 @@ def _training_of(settings: dict[str, Any]) -> dict[str, Any]:
         lengths = [settings["block_length"] // parts for parts in cuts]
         blocks += f", cut to {', '.join(map(str, lengths))} by turns"
     a_step = [blocks] if blocks else []
-    a_step += [f"{pairs * items} pairs"] if pairs else []
+    dropout = settings.get("attention_dropout")
+    views = f" at attention dropout {dropout:g}" if dropout else ""
+    a_step += [f"{pairs * items} pairs{views}"] if pairs else []
     return {
         "LoRA": f"r {r}, alpha {settings['lora_alpha']}" if r else "none, all weights",
         "text": _sources(settings["text"]),

@@ -103,7 +103,7 @@ class MagnetTrainer(Trainer):
         )  # fmt: skip
         if train_dataset.pairs is not None:
             self._check_batch(train_dataset.pairs, train_dataset.pairs_per_block)
-        dropout = getattr(self.model.config, "attention_dropout", 0)
+        dropout = getattr(getattr(self.model, "config", None), "attention_dropout", 0)
         reads_text = self.args.has_weight(*TOKEN_OBJECTIVES, "divergence")
         if self.args.gradient_checkpointing and dropout and reads_text:
             raise ValueError(

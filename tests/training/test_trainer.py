@@ -504,8 +504,10 @@ def test_an_adapter_that_does_not_fit_is_refused(run, corpus):
 
 def test_the_card_tells_of_the_runs_before(run, corpus):
     train(run(output_dir=str(corpus / "first"), learning_rate=1e-3))
-    train(run(output_dir=str(corpus / "second"), adapter=str(corpus / "first" / "adapter")))
+    before = str(corpus / "first" / "adapter")
+    train(run(output_dir=str(corpus / "second"), adapter=before, attention_dropout=0.3))
     card = (corpus / "second" / "model" / "README.md").read_text()
+    assert "8 pairs; then 8 blocks of 40 tokens, 8 pairs at attention dropout 0.3 |" in card
     assert "| learning rate | 0.001, constant; then 0.005, constant |" in card
     assert str(corpus) not in card
 
