@@ -22,6 +22,7 @@ from evaluation.names import ModelName, check_code, resolve
 from modeling_magnet import MagnetMixin
 from modeling_magnet.batching import batches_of, right_padded
 from modeling_magnet.encoding import _as_words, _word_weights, check_states, checked_texts
+from modeling_magnet.pooling import stopping_after
 from modeling_magnet.tokenizing import TextTokenizer
 from modeling_magnet.training.base import load_base, single_token_id
 
@@ -52,11 +53,15 @@ class Model(Protocol):
         """
 
     def encode_words(
-        self, sentences: Sequence[Sequence[str]], states: States = "both"
+        self,
+        sentences: Sequence[Sequence[str]],
+        states: States = "both",
+        num_layers: int | None = None,
     ) -> list[np.ndarray]:
         """Return one vector per word, (words, width) of each sentence, read without a prompt.
 
         Words are joined by one space. For `states` see the head of this module; an encoder has one.
+        A decoder stops after `num_layers` layers, as in MAGNET's `encode`; None: after all.
 
         Raises:
             TypeError: `sentences` is no sequence of sequences of strings.
@@ -112,10 +117,14 @@ class MagnetModel:
         return self.language_model.encode(texts, prompt=prompt, truncation=True)
 
     def encode_words(
-        self, sentences: Sequence[Sequence[str]], states: States = "both"
+        self,
+        sentences: Sequence[Sequence[str]],
+        states: States = "both",
+        num_layers: int | None = None,
     ) -> list[np.ndarray]:
         """See `Model`."""
-        return self.language_model.encode_words(_not_one_string(sentences), states=states)
+        sentences = _not_one_string(sentences)
+        return self.language_model.encode_words(sentences, states=states, num_layers=num_layers)
 
 
 class SentenceTransformersModel:
@@ -146,7 +155,10 @@ class SentenceTransformersModel:
         return vectors.astype(np.float32).reshape(-1, self.encoder.get_embedding_dimension())
 
     def encode_words(
-        self, sentences: Sequence[Sequence[str]], states: States = "both"
+        self,
+        sentences: Sequence[Sequence[str]],
+        states: States = "both",
+        num_layers: int | None = None,
     ) -> list[np.ndarray]:
         """Raise: there are none."""
         raise ValueError(f"{self.name} has only sentence vectors: use another kind")
@@ -191,12 +203,16 @@ class _TokenModel:
         return np.concatenate([empty, *self._read(rows)])
 
     def encode_words(
-        self, sentences: Sequence[Sequence[str]], states: States = "both"
+        self,
+        sentences: Sequence[Sequence[str]],
+        states: States = "both",
+        num_layers: int | None = None,
     ) -> list[np.ndarray]:
         """See `Model`."""
         split = [_as_words(words, i) for i, words in enumerate(_not_one_string(sentences))]
         both = self.causal and check_states(states) == "both"
-        vectors = self._read([self._word_row(i, words, both) for i, words in enumerate(split)])
+        rows = [self._word_row(i, words, both) for i, words in enumerate(split)]
+        vectors = self._read(rows, num_layers)
         return [
             rows.reshape(len(rows) // (1 + both), (1 + both) * rows.shape[1]) for rows in vectors
         ]
@@ -245,13 +261,14 @@ class _TokenModel:
         return [*self.start, *token_ids, *self.end], columns, offsets
 
     @torch.no_grad()
-    def _read(self, rows: list[Row]) -> list[np.ndarray]:
+    def _read(self, rows: list[Row], num_layers: int | None = None) -> list[np.ndarray]:
         """Each row's vectors (vectors, hidden)."""
         batches = batches_of([len(row.token_ids) for row in rows], BATCH_SIZE, None)
         vectors = [np.empty(0)] * len(rows)
         for batch in tqdm(batches, desc="Encoding", disable=len(batches) <= FEW_BATCHES):
             inputs = right_padded([rows[i].token_ids for i in batch], self.network.device)
-            outputs = self._outputs(**inputs).float().cpu()  # (batch, length, hidden)
+            outputs = self._outputs(**inputs, num_layers=num_layers)  # (batch, length, hidden)
+            outputs = outputs.float().cpu()
             for i, states in zip(batch, outputs, strict=True):
                 vectors[i] = (rows[i].weights @ states[: len(rows[i].token_ids)]).numpy()
         if not all(np.isfinite(rows).all() for rows in vectors):
@@ -282,8 +299,10 @@ class CausalModel(_TokenModel):
         if kind == "last-token":
             self.chosen, self.end = "last", [settings.end_token_id]
 
-    def _outputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.network._span_states(input_ids, torch.ones_like(input_ids), attention_mask)
+    def _outputs(self, input_ids, attention_mask, num_layers) -> torch.Tensor:
+        view = stopping_after(self.network._checked_layers(num_layers))
+        causal = torch.ones_like(input_ids)
+        return self.network._span_states(input_ids, causal, attention_mask, view=view)
 
 
 class EncoderModel(_TokenModel):
@@ -305,7 +324,9 @@ class EncoderModel(_TokenModel):
         positions = self.network.config.max_position_embeddings
         self.limit = min(self.tokenizer.model_max_length, positions)
 
-    def _outputs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def _outputs(self, input_ids, attention_mask, num_layers) -> torch.Tensor:
+        if num_layers is not None:
+            raise ValueError(f"{self.name} is an encoder, which is read after all its layers")
         return self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 

@@ -188,6 +188,7 @@ def main(command_line: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", required=True, help="what to measure, as for evaluation.run")
     add("--states", choices=["both", "paper"], default="both", help="outputs to read")
+    add("--num-layers", type=int, help="stop after so many layers of a decoder (default: all)")
     add("--train", required=True, help="CoNLL-2003 file to train on")
     add("--test", required=True, help="CoNLL-2003 file to score on")
     add("--tasks", nargs="+", choices=TASKS, default=TASKS, help="what to measure")
@@ -203,7 +204,11 @@ def main(command_line: list[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} is {value}: give 1 or more")
     for path in paths:
         read_conll(path)  # a bad file is said before the model loads
-    encode_words = partial(load_model(options.model).encode_words, states=options.states)
+    encode_words = partial(
+        load_model(options.model).encode_words,
+        states=options.states,
+        num_layers=options.num_layers,
+    )
     limits = options.limit_train, options.limit_test
     results = measure_words(
         encode_words, *paths, options.tasks, options.steps, limits, options.seed

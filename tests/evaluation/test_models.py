@@ -143,6 +143,17 @@ def test_causal_words_by_hand(folders, tiny, kind, states):
         model.encode_words(WORDS, "last")
 
 
+@pytest.mark.parametrize("kind", ["mean", "echo"])
+def test_causal_words_after_some_layers_are_those_of_a_model_with_only_these(folders, kind):
+    model, short = (load_model(f"{kind}:{folders / 'llama'}") for _ in range(2))
+    short.language_model.model.layers = short.language_model.model.layers[:1]
+    for words, vectors in zip(WORDS, model.encode_words(WORDS, num_layers=1), strict=True):
+        expected = words_by_hand(short.language_model, kind, words, "both")
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="num_layers is 3"):
+        model.encode_words(WORDS, num_layers=3)
+
+
 def test_echo_reads_the_second_occurrence_alone(folders):
     """The words of the second occurrence have seen the whole sentence, so its end changes them."""
     mean, echo = (load_model(f"{kind}:{folders / 'llama'}") for kind in ("mean", "echo"))
@@ -172,6 +183,10 @@ def test_magnet_and_its_base_read_all_context(folders, tiny):
                 model.encode_words(WORDS, states), tiny.encode_words(WORDS, states=states)
             ):
                 np.testing.assert_allclose(row, expected, atol=1e-6)
+        for row, expected in zip(
+            model.encode_words(WORDS, num_layers=1), tiny.encode_words(WORDS, num_layers=1)
+        ):
+            np.testing.assert_allclose(row, expected, atol=1e-6)
     assert magnet.name == f"magnet:{folders / 'magnet'}"
     assert base.name == f"bidirectional:{folders / 'llama'}"
     assert type(magnet.language_model) is type(base.language_model) is type(tiny)
@@ -206,6 +221,8 @@ def test_an_encoder_by_hand(folders):
             several += len(own) > 1
             np.testing.assert_allclose(vector, outputs[own].mean(dim=0), atol=1e-5)
     assert several
+    with pytest.raises(ValueError, match="is an encoder, which is read after all its layers"):
+        model.encode_words(WORDS, num_layers=1)
 
 
 def test_a_sentence_transformers_model(folders, tiny):
