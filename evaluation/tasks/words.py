@@ -199,7 +199,7 @@ def main(command_line: list[str] | None = None) -> None:
     add("--output", type=output_file, help="JSON file to write")
     options = parser.parse_args(command_line)
     began, paths = time.perf_counter(), (options.train, options.test)
-    for name in ("limit_train", "limit_test", "steps"):
+    for name in ("limit_train", "limit_test", "steps", "num_layers"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}: give 1 or more")
     for path in paths:

@@ -374,14 +374,18 @@ class ObjectivesMixin(MagnetMixin):
 
     @contextlib.contextmanager
     def _attention_dropout_off(self) -> Iterator[None]:
-        modules: list[Any] = [m for m in self.modules() if getattr(m, "attention_dropout", 0)]
-        for module in modules:
+        rates: dict[Any, Any] = {
+            module: module.attention_dropout
+            for module in self.modules()
+            if getattr(module, "attention_dropout", 0)
+        }
+        for module in rates:
             module.attention_dropout = 0.0
         try:
             yield
         finally:
-            for module in modules:
-                module.attention_dropout = self.config.attention_dropout
+            for module, rate in rates.items():
+                module.attention_dropout = rate
 
     @contextlib.contextmanager
     def _adapter_off(self) -> Iterator[None]:

@@ -255,9 +255,8 @@ def test_generation_with_and_without_the_adapter(page, model, keep):
     for _ in range(2):  # stopped on its way, it leaves the adapter on
         page.get_by_role("button", name="Continue").click()
         stop = page.get_by_role("button", name="Stop").locator("visible=true")
-        stop.dispatch_event(
-            "click"
-        )  # at once: a busy machine may be done before `click` has looked
+        # at once: a busy machine may be done before `click` has looked
+        stop.dispatch_event("click")
         playwright.expect(page.get_by_role("button", name="Continue")).to_be_visible()
     length.fill("40")
     page.get_by_role("button", name="Continue").click()
